@@ -1,0 +1,134 @@
+"""How long `import threadline` takes in a fresh interpreter, and what it loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.results import Figure, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.results import Results
+    from benchmarks.scale import Scale
+
+NAME = "import"
+TITLE = "Import time"
+REFERENCE = "import threadline"
+
+STATEMENTS = {
+    REFERENCE: "threadline",
+    "from threadline import the services, Runner and models": "threadline",
+    "from google.adk.sessions import the services": "google.adk",
+    "from agents import SQLiteSession": "agents",
+    "from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver": "langgraph.checkpoint.sqlite",
+}
+_CODE = {
+    "from threadline import the services, Runner and models": (
+        "from threadline import DatabaseSessionService, InMemorySessionService, Runner, Event, "
+        "EventActions, Content, Part, Session"
+    ),
+    "from google.adk.sessions import the services": (
+        "from google.adk.sessions import DatabaseSessionService, InMemorySessionService"
+    ),
+}
+
+_DRIVERS = {
+    "aiomysql",
+    "aiosqlite",
+    "apsw",
+    "asyncmy",
+    "asyncpg",
+    "MySQLdb",
+    "mysql",
+    "psycopg",
+    "psycopg2",
+    "pymysql",
+    "sqlalchemy",
+    "sqlite3",
+}
+_WEB = {
+    "aiohttp",
+    "django",
+    "fastapi",
+    "flask",
+    "google",
+    "grpc",
+    "httpx",
+    "requests",
+    "starlette",
+    "uvicorn",
+}
+_HEAVY = {"langchain_core", "langgraph", "agents", "openai", "pydantic", "rich", "typer"}
+FOREIGN = frozenset(_DRIVERS | _WEB | _HEAVY)
+"""Drivers, web frameworks and other heavy things that the import must not load."""
+
+_PROGRAM = """
+import asyncio, msgspec, json, sys, time
+start = time.perf_counter()
+{statement}
+took = time.perf_counter() - start
+print(json.dumps([took, sorted({{name.partition(".")[0] for name in sys.modules}})]))
+"""
+
+
+def run(results: Results, scale: Scale, say: Callable[[str], None]) -> None:
+    """Import in fresh interpreters that have asyncio and msgspec already."""
+    loaded: set[str] = set()
+    for number in range(results.rounds + 1):  # the first one writes the byte code
+        for name, module in STATEMENTS.items():
+            if not _installed(module):
+                continue
+            say(f"{NAME}: round {number} of {results.rounds}, {name}")
+            runs = [_import(_CODE.get(name, name)) for _ in range(scale.imports)]
+            if name == REFERENCE:
+                loaded |= FOREIGN.intersection(*(names for _, names in runs))
+            if number == 0:
+                continue
+            timing = results.timing(NAME, "", name)
+            if timing is None:
+                timing = Timing(NAME, "", name, scale.imports)
+                results.timings.append(timing)
+            timing.seconds.append(sum(took for took, _ in runs) / len(runs))
+    ours = results.timing(NAME, "", REFERENCE)
+    if ours is not None:
+        results.figures += [
+            Figure(NAME, "import threadline", ours.median * 1e3, "ms"),
+            Figure(
+                NAME,
+                "drivers and frameworks loaded",
+                len(loaded),
+                "modules",
+                ", ".join(sorted(loaded)),
+            ),
+        ]
+
+
+def describe(scale: Scale) -> str:
+    """Return what is done, in one sentence."""
+    return (
+        f"{scale.imports} fresh interpreters a round, each with asyncio and msgspec imported "
+        "before the clock starts."
+    )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _import(statement: str) -> tuple[float, set[str]]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _PROGRAM.format(statement=statement)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took, names = json.loads(done.stdout.splitlines()[-1])
+    return took, set(names)

@@ -1,0 +1,217 @@
+"""Show a run: tables on the terminal, a Markdown report, and everything as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from benchmarks import disk, growth, imports, memory, peers
+from benchmarks.aims import FLAT
+from benchmarks.workloads import WORKLOADS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from benchmarks.aims import Verdict
+    from benchmarks.results import Results, Timing
+    from benchmarks.scale import Scale
+
+ROUNDS_MIN = 5
+"""Fewer rounds prove that the suite runs, and no more."""
+
+
+@dataclass
+class Section:
+    """One table of the report, the same on the terminal and in the file."""
+
+    title: str
+    text: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    image: str = ""
+
+
+def show(console: Console, results: Results, verdicts: list[Verdict], scale: Scale) -> None:
+    """Print the tables."""
+    for section in _sections(results, verdicts, scale):
+        table = Table(title=section.title, title_justify="left", caption_justify="left")
+        for number, column in enumerate(section.columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in section.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    for line in _remarks(results):
+        console.print(line, markup=False)
+
+
+def write(
+    output: Path, results: Results, verdicts: list[Verdict], scale: Scale, command: str
+) -> None:
+    """Write `report.md` and `results.json`."""
+    lines = [
+        "# Benchmark results",
+        "",
+        f"Written by `{command}`; run it again to replace this file.",
+        "Read [../README.md](../README.md) for what is measured and how to read it.",
+        "",
+        "## Machine",
+        "",
+        *(f"- {name}: {value}" for name, value in results.environment.items()),
+        f"- rounds: {results.rounds}",
+        "",
+    ]
+    for section in _sections(results, verdicts, scale):
+        lines += [f"## {section.title}", ""]
+        if section.text:
+            lines += [*section.text.replace(". ", ".\n").splitlines(), ""]
+        lines += [
+            "| " + " | ".join(section.columns) + " |",
+            "| --- |" + " ---: |" * (len(section.columns) - 1),
+            *("| " + " | ".join(row) + " |" for row in section.rows),
+            "",
+        ]
+        if section.image and (output / section.image).exists():
+            lines += [f"![{section.title}]({section.image})", ""]
+    remarks = _remarks(results)
+    if remarks:
+        lines += ["## Remarks", "", *(f"- {remark}" for remark in remarks), ""]
+    (output / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    data = asdict(results) | {"scale": asdict(scale), "aims": [asdict(one) for one in verdicts]}
+    (output / "results.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[Section]:
+    sections = [_aims(verdicts)] if verdicts else []
+    for kind in WORKLOADS:
+        timings = [timing for timing in results.timings if timing.workload == kind.name]
+        if timings:
+            section = _times(results, timings, kind.reference, kind.unit)
+            section.title = f"{kind.title} (`{kind.name}`)"
+            section.text = kind(scale).describe()
+            sections.append(section)
+    timings = [timing for timing in results.timings if timing.workload == imports.NAME]
+    if timings:
+        section = _times(results, timings, imports.REFERENCE, "import")
+        section.title = f"{imports.TITLE} (`{imports.NAME}`)"
+        section.text = imports.describe(scale)
+        sections.append(section)
+    for name, title, text, image in (
+        (imports.NAME, f"{imports.TITLE}: figures", "", ""),
+        (disk.NAME, f"{disk.TITLE} (`{disk.NAME}`)", disk.describe(scale), ""),
+        (growth.NAME, f"{growth.TITLE} (`{growth.NAME}`)", growth.describe(scale), growth.PLOT),
+        (memory.NAME, f"{memory.TITLE} (`{memory.NAME}`)", memory.describe(scale), ""),
+    ):
+        rows = [
+            (figure.name, f"{figure.value:,.2f} {figure.unit}", figure.note)
+            for figure in results.figures
+            if figure.workload == name
+        ]
+        if rows:
+            sections.append(Section(title, text, ("what", "measured", "detail"), rows, image))
+    return sections
+
+
+def _aims(verdicts: list[Verdict]) -> Section:
+    return Section(
+        "Aims",
+        "An aim against a peer is the peer's median time over ours. "
+        f"Growth and memory count as flat up to {FLAT:g}x. "
+        "A missed aim is a fact of this run on this machine, not an error.",
+        ("aim", "wanted", "measured", "verdict"),
+        [
+            (one.aim, one.bound, one.measured, "reached" if one.reached else "MISSED")
+            for one in verdicts
+        ],
+    )
+
+
+def _times(results: Results, timings: list[Timing], reference: str, unit: str) -> Section:
+    measures = list(dict.fromkeys(timing.measure for timing in timings))
+    names = list(dict.fromkeys(timing.store for timing in timings))
+    names.sort(key=lambda name: (_place(name), names.index(name)))
+    rows = []
+    for measure in measures:
+        ours = results.timing(timings[0].workload, measure, reference)
+        for name in names:
+            timing = results.timing(timings[0].workload, measure, name)
+            if timing is None:
+                continue
+            rows.append(
+                (
+                    f"{name}: {measure}" if len(measures) > 1 else name,
+                    duration(timing.median),
+                    f"{duration(min(timing.seconds))} to {duration(max(timing.seconds))}",
+                    *_compared(timing, ours),
+                    f"{timing.operations:,}",
+                )
+            )
+    columns = (
+        "store" if timings[0].workload != imports.NAME else "statement",
+        f"median of one {unit}",
+        "over the rounds",
+        f"against {reference}",
+        "pairs of rounds",
+        f"{unit}s a round",
+    )
+    return Section("", "", columns, rows)
+
+
+def _place(name: str) -> int:
+    """Sort ours first and the limit last, the peers between in their order."""
+    if name.startswith("threadline"):
+        return 0
+    return 2 if name.startswith("raw") else 1
+
+
+def _compared(timing: Timing, ours: Timing | None) -> tuple[str, str]:
+    if ours is None:
+        return "", ""
+    if timing is ours:
+        return "1x", ""
+    low, high = timing.ratios(ours)
+    return times(timing.ratio(ours)), f"{times(low)} to {times(high)}"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio as people read it: 15.2x, 0.62x."""
+    return f"{ratio:.2f}x" if ratio < 1 else f"{ratio:,.1f}x"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:,.1f} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:,.2f} ms"
+    return f"{seconds:,.2f} s"
+
+
+def _remarks(results: Results) -> list[str]:
+    remarks = []
+    if results.rounds < ROUNDS_MIN:
+        remarks.append(
+            f"Only {results.rounds} round(s): this run shows that the suite works; "
+            f"its numbers are not a measurement. Take {ROUNDS_MIN} rounds or more."
+        )
+    remarks += [
+        f"{store} did not run: the module {module} is not installed. "
+        f"Install the peers with: {peers.INSTALL}"
+        for store, module in results.missing.items()
+    ]
+    remarks += [
+        f"{failure.store} failed in {failure.workload}: {failure.error}"
+        for failure in results.failures
+    ]
+    remarks += [
+        f"{timing.store} in {timing.workload}: {timing.note}"
+        for timing in results.timings
+        if timing.note
+    ]
+    return remarks

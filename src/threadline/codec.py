@@ -1,0 +1,114 @@
+"""Models to rows and back.
+
+What is stored of an event is its canonical JSON without `seq`, whole: fields that this version
+does not know included. State values are stored one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from threadline import state
+from threadline.canonical import decode, decode_many, encode, encode_checked
+from threadline.engines.base import NewEvent, StateRows, check_id
+from threadline.errors import DamagedDataError, InvalidInputError
+from threadline.models import Event, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from threadline.engines.base import EventRow, SessionRow
+
+_set = msgspec.structs.force_setattr
+
+
+def event_to_row(event: Event) -> tuple[NewEvent, Event]:
+    """Return the row of an event, and the event as it will come back (without its seq)."""
+    check_id("event.id", event.id)
+    timestamp = event.timestamp
+    if not isinstance(timestamp, int | float) or not math.isfinite(timestamp):
+        raise InvalidInputError(f"event.timestamp must be a finite number, got {timestamp!r}.")
+    delta = event.actions.state_delta
+    changes: dict[str, Any] = {} if event.seq is None else {"seq": None}
+    temp = state.temp_keys(delta)
+    if temp:
+        kept = {key: value for key, value in delta.items() if key not in temp}
+        changes["actions"] = msgspec.structs.replace(event.actions, state_delta=kept)
+    if changes:
+        event = msgspec.structs.replace(event, **changes)
+    body, stored = encode_checked(event, "event")
+    rows = state_to_rows(stored.actions.state_delta) if delta else NO_STATE
+    return NewEvent(id=event.id, timestamp=float(timestamp), body=body, state=rows), stored
+
+
+def row_to_event(row: EventRow) -> Event:
+    """Return the event of a row, or raise DamagedDataError naming its seq."""
+    seq, body = row
+    try:
+        event: Event = decode(Event, body)
+    except ValueError as error:
+        raise DamagedDataError(f"The event with seq {seq} cannot be read: {error}") from error
+    _set(event, "seq", seq)
+    return event
+
+
+def rows_to_events(rows: Sequence[EventRow]) -> list[Event]:
+    """Return the events of many rows, decoded in one go."""
+    try:
+        events: list[Event] = decode_many(Event, [body for _, body in rows])
+    except ValueError:
+        return [row_to_event(row) for row in rows]
+    for event, (seq, _) in zip(events, rows, strict=True):
+        _set(event, "seq", seq)
+    return events
+
+
+def with_seq(event: Event, seq: int) -> Event:
+    """Set the store's number on an event that nobody else holds yet."""
+    _set(event, "seq", seq)
+    return event
+
+
+def state_to_rows(delta: Mapping[str, Any]) -> StateRows:
+    """Split a delta by scope and encode its values."""
+    return StateRows(
+        *(
+            {key: encode(value, f"state[{key!r}]") for key, value in scope.items()}
+            for scope in state.split(delta)
+        )
+    )
+
+
+def rows_to_state(rows: StateRows) -> dict[str, Any]:
+    """Return the merged state, read-only all the way down."""
+    merged = state.merge(state.Scopes(*map(values, rows)))
+    return state.ReadOnlyDict({key: state.read_only(value) for key, value in merged.items()})
+
+
+def values(rows: Mapping[str, bytes]) -> dict[str, Any]:
+    """Decode the values of one scope."""
+    return {key: decode(None, value) for key, value in rows.items()}
+
+
+def row_to_session(row: SessionRow, rows: StateRows, events: Sequence[Event]) -> Session:
+    """Return the session of a row, with its state and some of its events."""
+    return Session(
+        id=row.id,
+        app_name=row.app,
+        user_id=row.user,
+        state=rows_to_state(rows),
+        events=events,
+        last_update_time=row.updated,
+        create_time=row.created,
+        display_name=row.display_name,
+        labels={} if row.labels is None else msgspec.json.decode(row.labels),
+        expire_time=row.expires,
+        revision=row.revision,
+        incarnation=row.incarnation,
+    )
+
+
+NO_STATE = StateRows({}, {}, {})

@@ -1,0 +1,1 @@
+"""Where sessions are stored: one engine per database, all behind `base.Engine`."""

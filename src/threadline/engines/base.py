@@ -1,0 +1,304 @@
+"""The seam between the service and a database.
+
+An engine method is one transaction over rows. Keys come split by scope and values come
+encoded: an engine knows no prefix, no model and no JSON. It raises threadline's errors only,
+and a refusal (`AlreadyExistsError`, `StaleSessionError`, ...) before its first write.
+
+To write an engine, implement `Engine` and run `threadline.testing.EngineSuite` against it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+
+from threadline.errors import InvalidIdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ID_BYTES_MAX = 512
+
+EventRow = tuple[int, bytes]
+"""A stored event: its seq and its body."""
+
+
+class SessionKey(msgspec.Struct, frozen=True):
+    """A session's ids and the fixed-length keys made of them.
+
+    Every primary key begins with `owner`, so all rows of a user lie together, and on one
+    shard where there are several.
+    """
+
+    app: str
+    user: str
+    id: str
+    app_key: bytes
+    owner: bytes
+    session: bytes
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Whose state: a session's, or with an empty `session` a user's or an app's."""
+
+    owner: bytes
+    session: bytes = b""
+
+
+class StateRows(NamedTuple):
+    """Encoded values by key, for each stored scope."""
+
+    app: Mapping[str, bytes]
+    user: Mapping[str, bytes]
+    session: Mapping[str, bytes]
+
+
+class SessionRow(msgspec.Struct, frozen=True):
+    """A stored session without its events and state; times are seconds since the epoch.
+
+    `incarnation` tells apart the sessions that had the same id one after the other.
+    """
+
+    app: str
+    user: str
+    id: str
+    incarnation: int
+    revision: int
+    created: float
+    updated: float
+    expires: float | None = None
+    display_name: str | None = None
+    labels: str | None = None
+
+
+class NewSession(msgspec.Struct, frozen=True):
+    """A session to be created."""
+
+    key: SessionKey
+    created: float
+    expires: float | None = None
+    display_name: str | None = None
+    labels: str | None = None
+
+
+class NewEvent(msgspec.Struct, frozen=True):
+    """An event to be appended, and the state it sets."""
+
+    id: str
+    timestamp: float
+    body: bytes
+    state: StateRows
+
+
+class Handle(msgspec.Struct, frozen=True):
+    """What a caller of `append` knows of the session.
+
+    `revision` is the newest seq it has seen. `incarnation` is None where it was made by hand
+    and any session with the id will do.
+    """
+
+    key: SessionKey
+    revision: int
+    incarnation: int | None = None
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """The outcome of an append.
+
+    `seqs` are those of the given events, in their order. `missed` are the other events with a
+    seq after the handle's revision and up to `revision`, the handle's new one.
+    """
+
+    seqs: Sequence[int]
+    missed: Sequence[EventRow]
+    incarnation: int
+    revision: int
+    updated: float
+
+
+class Window(msgspec.Struct, frozen=True):
+    """Which events of a session: `after_seq < seq < before_seq`, not older than a time.
+
+    `limit` takes the first of them, or the last with `newest`; they come in seq order.
+    """
+
+    after_seq: int = 0
+    before_seq: int | None = None
+    after_timestamp: float | None = None
+    limit: int | None = None
+    newest: bool = False
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A session with its state and some events, all as of one moment."""
+
+    session: SessionRow
+    state: StateRows
+    events: list[EventRow]
+
+
+class Position(NamedTuple):
+    """A session's place in a listing."""
+
+    time: float
+    user: str
+    id: str
+
+
+class SessionQuery(msgspec.Struct, frozen=True):
+    """Which sessions, in the order of (time, user, id); `time` is `updated` or `created`."""
+
+    app_key: bytes
+    owner: bytes | None = None
+    order: str = "updated"
+    descending: bool = False
+    after: Position | None = None
+    limit: int | None = None
+    state: bool = True
+
+
+class EventClashError(Exception):
+    """An event id is stored with another body; the service decides whether it says the same."""
+
+    def __init__(self, index: int, stored: EventRow) -> None:
+        super().__init__(index, stored)
+        self.index = index
+        self.stored = stored
+
+
+
+class Engine(Protocol):
+    """A store of rows. Every method may be called from several event loops and threads.
+
+    `now` decides which sessions are expired: to every method they do not exist, and `create`
+    puts a new one in their place.
+    """
+
+    async def open(self) -> None:
+        """Connect; more than once does no harm."""
+
+    async def close(self) -> None:
+        """Let go of every connection and thread."""
+
+    async def create(self, session: NewSession, state: StateRows, *, now: float) -> Snapshot:
+        """Store a session and return it as `load` would, or raise AlreadyExistsError."""
+
+    async def load(
+        self, key: SessionKey, window: Window, *, now: float, state: bool = True
+    ) -> Snapshot | None:
+        """Read a session, its state (of all scopes) and the events in the window."""
+
+    async def append(
+        self, handle: Handle, events: Sequence[NewEvent], *, rebase: bool, now: float
+    ) -> Appended:
+        """Store events at the end of the log, with their state; skip those that are there.
+
+        An event is there if its id is: equal bodies are a retry, others an EventClashError.
+        Without `rebase`, new events are refused with StaleSessionError (`missed` being rows)
+        unless the session's revision is the handle's, or that of a skipped event.
+        SessionNotFoundError if there is no session, or not this incarnation.
+        """
+
+    async def patch(
+        self,
+        scope: Scope,
+        keys: Sequence[str],
+        change: Callable[[Mapping[str, bytes]], Mapping[str, bytes | None]],
+        *,
+        now: float,
+    ) -> Mapping[str, bytes | None]:
+        """Change keys of one scope by a function of their values; None deletes a key.
+
+        `change` is pure; what it raises ends the call with nothing written.
+        """
+
+    async def state(self, scope: Scope) -> Mapping[str, bytes]:
+        """Read a user's or an app's state."""
+
+    async def sessions(
+        self, query: SessionQuery, *, now: float
+    ) -> list[tuple[SessionRow, StateRows]]:
+        """Read a page of sessions, each with its state of all scopes if asked for."""
+
+    async def delete(self, key: SessionKey) -> bool:
+        """Remove a session, its events and its state; tell whether it was there."""
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """One numbered step of a schema: its statements, the last of which writes the ledger."""
+
+    version: int
+    name: str
+    sql: str
+
+
+class Migratable(Protocol):
+    """What an engine with tables can do beside being an engine."""
+
+    dialect: str
+
+    async def version(self) -> int | None:
+        """Read the ledger's newest version; None where there is no ledger."""
+
+    async def migrate(self, migrations: Sequence[Migration]) -> list[str]:
+        """Run those that are not in the ledger, under a lock; return their names."""
+
+
+def session_key(app: str, user: str, id: str) -> SessionKey:
+    """Return the key of a session, or raise InvalidIdError."""
+    try:
+        return _session_key(app, user, id)
+    except TypeError as error:  # unhashable
+        raise InvalidIdError(f"Ids are strings, got {(app, user, id)!r}.") from error
+
+
+@functools.lru_cache(maxsize=4096)
+def _session_key(app: str, user: str, id: str) -> SessionKey:
+    check_id("session_id", id)
+    return SessionKey(
+        app=app,
+        user=user,
+        id=id,
+        app_key=app_scope(app).owner,
+        owner=user_scope(app, user).owner,
+        session=_digest(id),
+    )
+
+
+def user_scope(app: str, user: str) -> Scope:
+    """Return the scope of a user's state, or raise InvalidIdError."""
+    check_id("app_name", app)
+    check_id("user_id", user)
+    return Scope(_digest(app, user))
+
+
+def app_scope(app: str) -> Scope:
+    """Return the scope of an app's state, or raise InvalidIdError."""
+    check_id("app_name", app)
+    return Scope(_digest(app))
+
+
+def check_id(name: str, value: object) -> None:
+    """Refuse an id that some engine could not keep verbatim."""
+    if not isinstance(value, str):
+        raise InvalidIdError(f"{name} must be a string, got {value!r}.")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidIdError(f"{name} {value!r} is not valid Unicode: {error}") from error
+    if not 1 <= size <= ID_BYTES_MAX:
+        raise InvalidIdError(
+            f"{name} must have 1 to {ID_BYTES_MAX} bytes in UTF-8; {value[:40]!r} has {size}."
+        )
+
+
+def _digest(*ids: str) -> bytes:
+    """Hash ids so that ("a:b", "c") and ("a", "b:c") differ: each goes in with its length."""
+    digest = hashlib.blake2b(digest_size=16)
+    for encoded in map(str.encode, ids):
+        digest.update(len(encoded).to_bytes(4, "big"))
+        digest.update(encoded)
+    return digest.digest()

@@ -1,0 +1,698 @@
+"""SQLite: one file, many processes, nothing to set up.
+
+One thread owns the write connection and commits whatever is queued in one transaction (group
+commit), so concurrent appends share one fsync. Reads run on connections of their own, which
+WAL keeps out of the writer's way. Limits: 2^31 sessions a file, 2^32 events a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import hashlib
+import itertools
+import os
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from threadline.engines import statements
+from threadline.engines.base import (
+    Appended,
+    EventClashError,
+    Scope,
+    SessionRow,
+    Snapshot,
+    StateRows,
+    Window,
+)
+from threadline.errors import (
+    AlreadyExistsError,
+    EngineClosedError,
+    ForeignDatabaseError,
+    NotADatabaseError,
+    ReadOnlyDatabaseError,
+    SessionNotFoundError,
+    StaleSessionError,
+    StorageBusyError,
+    StorageError,
+    StorageFullError,
+    ThreadlineError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from threadline.engines.base import (
+        EventRow,
+        Handle,
+        Migration,
+        NewEvent,
+        NewSession,
+        SessionKey,
+        SessionQuery,
+    )
+
+T = TypeVar("T")
+
+SQL = statements.load("sqlite")
+_SELECT_SESSIONS = {
+    (scope, order, descending): SQL["select_sessions"].format(
+        scope=scope, time=order, beyond=beyond, direction=direction
+    )
+    for scope in ("app_key", "owner")
+    for order in ("updated", "created")
+    for descending, beyond, direction in ((False, ">", "ASC"), (True, "<", "DESC"))
+}
+
+BATCH_MAX = 512
+READERS_MAX = 4
+SEQ_BITS = 32
+_SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
+_NO_STATE = StateRows({}, {}, {})
+
+
+class SqliteEngine:
+    """Sessions in one SQLite file, or in memory with the path `:memory:`.
+
+    `durability` is "full" (an append that returned survives power loss) or "normal" (it
+    survives the death of the process). `busy_timeout_s` bounds the wait for other processes.
+    """
+
+    dialect = "sqlite"
+
+    def __init__(
+        self, path: str, *, durability: str = "full", busy_timeout_s: float = 30.0
+    ) -> None:
+        self.path = path
+        self._durability = durability
+        self._busy_timeout_s = busy_timeout_s
+        self._opening = threading.Lock()
+        self._writer: _Writer | None = None
+        self._readers: _Readers | None = None
+        self._pid = 0
+
+    # -- life ---------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect; more than once does no harm."""
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        with self._opening:
+            if self._writer is not None:
+                return
+            with _translated(self.path):
+                db = self._connect()
+                try:
+                    self._make_ready(db)
+                except BaseException:
+                    db.close()
+                    raise
+            self._pid = os.getpid()
+            self._writer = _Writer(db, self.path, self._busy_timeout_s)
+            if self.path != ":memory:":
+                self._readers = _Readers(self._connect)
+            # Threads must not keep a forgotten engine alive, nor outlive it.
+            self._finalizer = weakref.finalize(
+                self, _shut, self._writer, self._readers, self._pid
+            )
+
+    async def close(self) -> None:
+        """Finish what is queued, then let go of every connection and thread."""
+        if self._writer is not None:
+            self._check_process()
+            await asyncio.to_thread(self._finalizer)
+            self._writer = self._readers = None
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self.path,
+            timeout=self._busy_timeout_s,
+            isolation_level=None,  # BEGIN and COMMIT are ours
+            check_same_thread=False,  # closed by another thread than the one it serves
+            cached_statements=64,
+        )
+        db.execute("PRAGMA cache_size = -16384")
+        return db
+
+    def _make_ready(self, db: sqlite3.Connection) -> None:
+        tables = {name for (name,) in db.execute(SQL["select_tables"])}
+        if "threadline_migration" not in tables and {"sessions", "events"} <= tables:
+            raise ForeignDatabaseError(
+                f"{self.path} was written by google-adk, whose tables differ from threadline's. "
+                "Give threadline a file of its own; an importer from google-adk's databases "
+                "(`threadline import adk`) is on its way. The file was not changed."
+            )
+        db.execute("PRAGMA busy_timeout = 0")  # the waiting is done by _retry_busy
+        # Before anything is changed, so that a file we cannot write is named as that.
+        _begin(db, self.path, self._busy_timeout_s)
+        db.execute("ROLLBACK")
+        if self.path != ":memory:" and db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            _retry_busy(
+                lambda: db.execute("PRAGMA journal_mode = WAL"), self.path, self._busy_timeout_s
+            )
+        db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
+        # A checkpoint writes a hot page once, however often it changed: fewer is less work.
+        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        # What was deleted is overwritten, not only unlinked.
+        db.execute("PRAGMA secure_delete = ON")
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise EngineClosedError(
+                "This service was opened before the process was forked; SQLite connections do "
+                "not survive that. Create a service in the child."
+            )
+
+    # -- schema -------------------------------------------------------------------------
+
+    async def version(self) -> int | None:
+        """Read the ledger's newest version; None where there is no ledger."""
+
+        def work(db: sqlite3.Connection) -> int | None:
+            if ("threadline_migration",) not in db.execute(SQL["select_tables"]).fetchall():
+                return None
+            version: int | None = db.execute(SQL["select_version"]).fetchone()[0]
+            return version
+
+        return await self._read(work)
+
+    async def migrate(self, migrations: Sequence[Migration]) -> list[str]:
+        """Run those that are not in the ledger, under the write lock; return their names."""
+
+        def work(db: sqlite3.Connection) -> list[str]:
+            tables = db.execute(SQL["select_tables"]).fetchall()
+            current = 0
+            if ("threadline_migration",) in tables:
+                current = db.execute(SQL["select_version"]).fetchone()[0] or 0
+            due = [step for step in migrations if step.version > current]
+            for step in due:
+                for statement in _statements(step.sql):
+                    db.execute(statement)
+            return [step.name for step in due]
+
+        return await self._write(work)
+
+    # -- rows ---------------------------------------------------------------------------
+
+    async def create(self, session: NewSession, state: StateRows, *, now: float) -> Snapshot:
+        """Store a session and return it as `load` would, or raise AlreadyExistsError."""
+        key = session.key
+        values = {**msgspec.structs.asdict(key), **msgspec.structs.asdict(session)}
+        del values["key"]
+
+        def work(db: sqlite3.Connection) -> Snapshot:
+            before = _find(db, key)
+            if before is not None and not _is_expired(before, now):
+                raise AlreadyExistsError(f"The session {key.id!r} already exists.")
+            if before is not None:
+                _drop(db, key, before)
+            row = SessionRow(*db.execute(SQL["insert_session"], values).fetchone())
+            _apply(db, key, [state])
+            return Snapshot(row, _merged(db, key), [])
+
+        return await self._write(work)
+
+    async def load(
+        self, key: SessionKey, window: Window, *, now: float, state: bool = True
+    ) -> Snapshot | None:
+        """Read a session, its state (of all scopes) and the events in the window."""
+
+        def work(db: sqlite3.Connection) -> Snapshot | None:
+            row = _find(db, key)
+            if row is None or _is_expired(row, now):
+                return None
+            rows = _merged(db, key) if state else _NO_STATE
+            return Snapshot(row, rows, _select(db, row.incarnation, window))
+
+        return await self._read(work)
+
+    async def append(
+        self, handle: Handle, events: Sequence[NewEvent], *, rebase: bool, now: float
+    ) -> Appended:
+        """Store events at the end of the log, with their state; skip those that are there."""
+        key = handle.key
+        hashes = [_id_hash(event.id) for event in events]
+
+        def work(db: sqlite3.Connection) -> Appended:
+            row = _find(db, key)
+            if (
+                row is None
+                or _is_expired(row, now)
+                or handle.incarnation not in (None, row.incarnation)
+            ):
+                raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
+            no = row.incarnation
+            known: list[int | None] = []
+            for index, event in enumerate(events):
+                stored = _event_by_id(db, no, event.id, hashes[index])
+                if stored is not None and stored[1] != event.body:
+                    raise EventClashError(index, stored)
+                known.append(stored and stored[0])
+            seen = max(handle.revision, *(seq or 0 for seq in known))
+            if None in known and not rebase and seen != row.revision:
+                raise StaleSessionError(
+                    f"The session {key.id!r} is at revision {row.revision}, not {seen}.",
+                    expected=seen,
+                    revision=row.revision,
+                    missed=_select(db, no, Window(after_seq=handle.revision)),
+                )
+            seqs = list(_numbered(known, row.revision))
+            new = [i for i, seq in enumerate(known) if seq is None]
+            updated = row.updated
+            if new:
+                updated = events[new[-1]].timestamp
+                db.execute(
+                    SQL["bump_session"],
+                    {"no": no, "revision": row.revision + len(new), "updated": updated},
+                )
+                for i in new:
+                    event = events[i]
+                    db.execute(
+                        SQL["insert_event"],
+                        (no << SEQ_BITS | seqs[i], hashes[i], event.timestamp, event.body),
+                    )
+                _apply(db, key, [events[i].state for i in new])
+            revision = max(handle.revision, *seqs)
+            # Nothing else can have come after the handle's revision if ours follow it directly.
+            missed: list[EventRow] = []
+            if seqs[0] > handle.revision + 1:
+                between = Window(after_seq=handle.revision, before_seq=revision)
+                missed = [event for event in _select(db, no, between) if event[0] not in seqs]
+            return Appended(
+                seqs=seqs, missed=missed, incarnation=no, revision=revision, updated=updated
+            )
+
+        return await self._write(work)
+
+    async def patch(
+        self,
+        scope: Scope,
+        keys: Sequence[str],
+        change: Callable[[Mapping[str, bytes]], Mapping[str, bytes | None]],
+        *,
+        now: float,
+    ) -> Mapping[str, bytes | None]:
+        """Change keys of one scope by a function of their values; None deletes a key."""
+        where = (scope.owner, scope.session)
+
+        def work(db: sqlite3.Connection) -> Mapping[str, bytes | None]:
+            if scope.session:
+                row = _find(db, scope)
+                if row is None or _is_expired(row, now):
+                    raise SessionNotFoundError("The session to be patched does not exist.")
+            stored = {}
+            for key in keys:
+                found = db.execute(SQL["select_state_key"], (*where, key)).fetchone()
+                if found is not None:
+                    stored[key] = found[0]
+            changes = change(stored)
+            for key, value in changes.items():
+                if value is None:
+                    db.execute(SQL["delete_state_key"], (*where, key))
+                else:
+                    db.execute(SQL["upsert_state"], (*where, key, value))
+            return changes
+
+        return await self._write(work)
+
+    async def state(self, scope: Scope) -> Mapping[str, bytes]:
+        """Read a user's or an app's state."""
+        return await self._read(lambda db: _state(db, scope))
+
+    async def sessions(
+        self, query: SessionQuery, *, now: float
+    ) -> list[tuple[SessionRow, StateRows]]:
+        """Read a page of sessions, each with its state of all scopes if asked for."""
+        scope = "app_key" if query.owner is None else "owner"
+        statement = _SELECT_SESSIONS[scope, query.order, query.descending]
+        beginning = (float("inf" if query.descending else "-inf"), "", "")
+        after, user, id = query.after or beginning
+        values = {
+            "scope": query.app_key if query.owner is None else query.owner,
+            "time": after,
+            "user": user,
+            "id": id,
+            "now": now,
+            "limit": -1 if query.limit is None else query.limit,
+        }
+
+        def work(db: sqlite3.Connection) -> list[tuple[SessionRow, StateRows]]:
+            page = []
+            app = _state(db, Scope(query.app_key)) if query.state else {}
+            users: dict[bytes, dict[str, bytes]] = {}
+            for *row, owner, session in db.execute(statement, values).fetchall():
+                state = _NO_STATE
+                if query.state:
+                    if owner not in users:
+                        users[owner] = _state(db, Scope(owner))
+                    state = StateRows(app, users[owner], _state(db, Scope(owner, session)))
+                page.append((SessionRow(*row), state))
+            return page
+
+        return await self._read(work)
+
+    async def delete(self, key: SessionKey) -> bool:
+        """Remove a session, its events and its state; tell whether it was there."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            row = _find(db, key)
+            if row is not None:
+                _drop(db, key, row)
+            return row is not None
+
+        return await self._write(work)
+
+    # -- transactions -------------------------------------------------------------------
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._writer is None:
+            raise EngineClosedError(f"The engine of {self.path} is not open.")
+        self._check_process()
+        return await self._writer.submit(work)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._readers is None:  # a database in memory has one connection
+            return await self._write(work)
+        self._check_process()
+        with _translated(self.path):
+            return await self._readers.submit(work)
+
+
+# -- statements, inside a transaction ---------------------------------------------------
+
+
+def _find(db: sqlite3.Connection, key: SessionKey | Scope) -> SessionRow | None:
+    row = db.execute(
+        SQL["select_session"], {"owner": key.owner, "session": key.session}
+    ).fetchone()
+    return None if row is None else SessionRow(*row)
+
+
+def _is_expired(row: SessionRow, now: float) -> bool:
+    return row.expires is not None and row.expires <= now
+
+
+def _event_by_id(db: sqlite3.Connection, no: int, id: str, id_hash: int) -> EventRow | None:
+    for row in db.execute(SQL["select_event_by_id"], {"no": no, "id_hash": id_hash}).fetchall():
+        stored: EventRow = row
+        if msgspec.json.decode(stored[1], type=_Identified).id == id:
+            return stored
+    return None
+
+
+class _Identified(msgspec.Struct):
+    id: str
+
+
+def _select(db: sqlite3.Connection, no: int, window: Window) -> list[EventRow]:
+    if window.limit == 0:
+        return []
+    end = (1 << SEQ_BITS) if window.before_seq is None else window.before_seq
+    values = {
+        "after": no << SEQ_BITS | window.after_seq,
+        "before": (no << SEQ_BITS) + end,
+        "since": float("-inf") if window.after_timestamp is None else window.after_timestamp,
+        "limit": -1 if window.limit is None else window.limit,
+    }
+    if not window.newest:
+        return db.execute(SQL["select_events"], values).fetchall()
+    return db.execute(SQL["select_newest_events"], values).fetchall()[::-1]
+
+
+def _state(db: sqlite3.Connection, scope: Scope) -> dict[str, bytes]:
+    return dict(db.execute(SQL["select_state"], (scope.owner, scope.session)).fetchall())
+
+
+def _merged(db: sqlite3.Connection, key: SessionKey) -> StateRows:
+    return StateRows(*(_state(db, scope) for scope in _scopes(key)))
+
+
+def _scopes(key: SessionKey) -> tuple[Scope, Scope, Scope]:
+    """The scopes in the order of StateRows."""
+    return Scope(key.app_key), Scope(key.owner), Scope(key.owner, key.session)
+
+
+def _apply(db: sqlite3.Connection, key: SessionKey, deltas: Iterable[StateRows]) -> None:
+    for delta in deltas:
+        for scope, rows in zip(_scopes(key), delta, strict=True):
+            for name, value in rows.items():
+                db.execute(SQL["upsert_state"], (scope.owner, scope.session, name, value))
+
+
+def _drop(db: sqlite3.Connection, key: SessionKey, row: SessionRow) -> None:
+    no = row.incarnation
+    db.execute(
+        SQL["delete_events"], {"after": no << SEQ_BITS, "before": (no + 1) << SEQ_BITS}
+    )
+    db.execute(SQL["delete_state"], {"owner": key.owner, "session": key.session})
+    db.execute(SQL["delete_session"], {"no": no})
+
+
+def _numbered(known: Sequence[int | None], revision: int) -> Iterator[int]:
+    """Give each new event the next seq; those that are there keep theirs."""
+    new = itertools.count(revision + 1)
+    return (next(new) if seq is None else seq for seq in known)
+
+
+def _id_hash(id: str) -> int:
+    digest = hashlib.blake2b(id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script; `executescript` would commit before it begins."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+
+
+# -- threads ----------------------------------------------------------------------------
+
+
+class _Job:
+    """One piece of work and the future that waits for it, on its own event loop."""
+
+    __slots__ = ("future", "loop", "work")
+
+    def __init__(
+        self, work: Callable[[sqlite3.Connection], Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.work = work
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+
+_Outcome = tuple[_Job, Any, BaseException | None]
+
+
+class _Writer:
+    """The thread that owns the write connection."""
+
+    def __init__(self, db: sqlite3.Connection, path: str, busy_timeout_s: float) -> None:
+        self._db = db
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._run, name=f"threadline-writer:{path}", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        job = _Job(work, asyncio.get_running_loop())
+        self._queue.put(job)
+        return job.future
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._db.close()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch: list[_Job] = []
+            job = self._queue.get()
+            # What has queued up while the last commit was under way goes into this one.
+            with contextlib.suppress(Empty):
+                while job is not None:
+                    batch.append(job)
+                    if len(batch) == BATCH_MAX:
+                        break
+                    job = self._queue.get_nowait()
+            running = job is not None
+            if batch:
+                _deliver(self._commit(batch))
+
+    def _commit(self, batch: list[_Job]) -> list[_Outcome]:
+        db = self._db
+        try:
+            with _translated(self._path):
+                _begin(db, self._path, self._busy_timeout_s)
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            return [(job, None, error) for job in batch]
+        try:
+            with _translated(self._path):
+                outcomes = [_attempt(job, db) for job in batch]
+                db.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if len(batch) == 1:
+                return [(batch[0], None, error)]
+            # One of them spoilt it, or the disk is full for all: each finds out alone.
+            return [outcome for job in batch for outcome in self._commit([job])]
+        return outcomes
+
+
+def _attempt(job: _Job, db: sqlite3.Connection) -> _Outcome:
+    """Do one job's work; a refusal comes before its first write, so the others stand."""
+    try:
+        return job, job.work(db), None
+    except (ThreadlineError, EventClashError) as refusal:
+        return job, None, refusal
+
+
+def _deliver(outcomes: list[_Outcome]) -> None:
+    """Wake each event loop once, with all that it waits for."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome[0].loop, []).append(outcome)
+    for loop, mine in by_loop.items():
+        # A loop that was closed meanwhile has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, mine)
+
+
+def _settle(outcomes: list[_Outcome]) -> None:
+    for job, result, error in outcomes:
+        if job.future.done():  # the caller was cancelled; the work is done all the same
+            continue
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
+
+
+class _Readers:
+    """A few threads, each with a connection of its own."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            READERS_MAX, thread_name_prefix="threadline-reader"
+        )
+
+    def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, self._run, work)
+
+    def stop(self) -> None:
+        self._pool.shutdown()
+        for db in self._connections:
+            db.close()
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = self._connect()
+            db.execute("PRAGMA query_only = ON")
+            self._connections.append(db)
+        # One transaction, so that session, state and events are of one moment.
+        db.execute("BEGIN")
+        try:
+            return work(db)
+        finally:
+            db.execute("ROLLBACK")
+
+
+def _shut(writer: _Writer, readers: _Readers | None, pid: int) -> None:
+    if pid != os.getpid():  # a fork: threads and connections are the parent's
+        return
+    if readers is not None:
+        readers.stop()
+    writer.stop()
+
+
+# -- waiting and failing ----------------------------------------------------------------
+
+
+def _begin(db: sqlite3.Connection, path: str, timeout_s: float) -> None:
+    """Take the write lock now: a deferred transaction would fail later, not wait its turn."""
+    _retry_busy(lambda: db.execute("BEGIN IMMEDIATE"), path, timeout_s)
+
+
+def _retry_busy(attempt: Callable[[], object], path: str, timeout_s: float) -> None:
+    """Poll for the lock more often than SQLite's own handler, which sleeps up to 100 ms."""
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.0002
+    while True:
+        try:
+            attempt()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            if time.monotonic() >= deadline:
+                raise StorageBusyError(
+                    f"{path} stayed locked by another writer for {timeout_s} s; nothing was "
+                    "written. Try again, raise busy_timeout_s, or look for a transaction that is "
+                    "never committed."
+                ) from error
+            time.sleep(pause_s * random.random())  # noqa: S311 - only to keep writers apart
+            pause_s = min(pause_s * 1.5, 0.01)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turn the driver's errors into ours, with what to do; the cause is kept."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind, advice = _ADVICE.get(code, (StorageError, "{path}: {error}"))
+        raise kind(advice.format(path=path, error=error, folder=Path(path).parent)) from error
+
+
+_ADVICE: dict[int, tuple[type[StorageError], str]] = {
+    sqlite3.SQLITE_NOTADB: (
+        NotADatabaseError,
+        "{path} is not a SQLite database; it was not changed. Choose another path.",
+    ),
+    sqlite3.SQLITE_CORRUPT: (
+        NotADatabaseError,
+        "{path} is damaged ({error}). Restore a backup, or save what is left with "
+        "`sqlite3 {path} .recover`.",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        ReadOnlyDatabaseError,
+        "{path} cannot be written ({error}). The file and its directory must be writable.",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        ReadOnlyDatabaseError,
+        "{path} cannot be opened ({error}). The directory {folder} must exist and be writable.",
+    ),
+    sqlite3.SQLITE_PERM: (ReadOnlyDatabaseError, "{path} cannot be opened ({error})."),
+    sqlite3.SQLITE_FULL: (
+        StorageFullError,
+        "The disk of {path} is full; nothing was written. Make room and try again.",
+    ),
+    sqlite3.SQLITE_IOERR: (StorageError, "{path} cannot be read or written ({error})."),
+    sqlite3.SQLITE_BUSY: (StorageBusyError, "{path} is locked by another process ({error})."),
+    sqlite3.SQLITE_LOCKED: (StorageBusyError, "{path} is locked ({error})."),
+}

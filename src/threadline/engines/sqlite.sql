@@ -1,0 +1,93 @@
+-- name: insert_session
+-- The first writer of an id wins; the row's number is the session's incarnation.
+INSERT INTO threadline_session
+       (app_key, owner, session, updated, created, expires, app, user, id, display_name, labels)
+VALUES (:app_key, :owner, :session, :created, :created, :expires, :app, :user, :id,
+        :display_name, :labels)
+RETURNING app, user, id, no, revision, created, updated, expires, display_name, labels
+
+-- name: select_session
+-- Expired rows come too: create has to clear them away.
+SELECT app, user, id, no, revision, created, updated, expires, display_name, labels
+  FROM threadline_session
+ WHERE owner = :owner AND session = :session
+
+-- name: select_event_by_id
+-- Two ids may share a hash, so the caller compares the ids in the bodies.
+SELECT place & 4294967295, body
+  FROM threadline_event
+ WHERE place >> 32 = :no AND id_hash = :id_hash
+
+-- name: bump_session
+-- The caller holds the write lock and has compared the revision.
+UPDATE threadline_session SET revision = :revision, updated = :updated WHERE no = :no
+
+-- name: insert_event
+-- `place` is no * 2^32 + seq.
+INSERT INTO threadline_event (place, id_hash, timestamp, body) VALUES (?, ?, ?, ?)
+
+-- name: upsert_state
+-- A key is replaced whole; keys that a delta does not name are not touched.
+INSERT INTO threadline_state (owner, session, key, value) VALUES (?, ?, ?, ?)
+ON CONFLICT (owner, session, key) DO UPDATE SET value = excluded.value
+
+-- name: select_state
+-- One scope's keys: the primary key's first two columns.
+SELECT key, value FROM threadline_state WHERE owner = ? AND session = ?
+
+-- name: select_state_key
+-- What a patch computes with.
+SELECT value FROM threadline_state WHERE owner = ? AND session = ? AND key = ?
+
+-- name: delete_state_key
+-- Only a patch removes keys; no delta does.
+DELETE FROM threadline_state WHERE owner = ? AND session = ? AND key = ?
+
+-- name: select_events
+-- A range of the primary key, read from either end; no limit is -1.
+SELECT place & 4294967295, body
+  FROM threadline_event
+ WHERE place > :after AND place < :before AND timestamp >= :since
+ ORDER BY place
+ LIMIT :limit
+
+-- name: select_newest_events
+-- The same from the other end.
+SELECT place & 4294967295, body
+  FROM threadline_event
+ WHERE place > :after AND place < :before AND timestamp >= :since
+ ORDER BY place DESC
+ LIMIT :limit
+
+-- name: select_sessions
+-- {scope} is app_key or owner, {time} is updated or created; each pair has its index, which
+-- gives the order by time, and ties are sorted by (user, id) as they come. The first
+-- comparison is the one an index can use.
+SELECT app, user, id, no, revision, created, updated, expires, display_name, labels,
+       owner, session
+  FROM threadline_session
+ WHERE {scope} = :scope
+   AND {time} {beyond}= :time AND ({time}, user, id) {beyond} (:time, :user, :id)
+   AND (expires IS NULL OR expires > :now)
+ ORDER BY {time} {direction}, user {direction}, id {direction}
+ LIMIT :limit
+
+-- name: delete_events
+-- All of a session: one range of the primary key.
+DELETE FROM threadline_event WHERE place > :after AND place < :before
+
+-- name: delete_state
+-- The session's own scope; the user's and the app's live on.
+DELETE FROM threadline_state WHERE owner = :owner AND session = :session
+
+-- name: delete_session
+-- Last of the three, in one transaction.
+DELETE FROM threadline_session WHERE no = :no
+
+-- name: select_tables
+-- Which tables the file has: ours, somebody else's, or none.
+SELECT name FROM sqlite_master WHERE type = 'table'
+
+-- name: select_version
+-- The ledger is made by the first migration.
+SELECT max(version) FROM threadline_migration

@@ -1,0 +1,709 @@
+"""Conversations in the form of OpenAI's chat API: JSON Lines in, the same messages out.
+
+A line is one conversation: a list of messages, or an object that holds the list under
+`messages` or `traj`. Every message becomes one event, `to_messages` gives it back:
+
+| message                              | event                                                     |
+| ------------------------------------ | --------------------------------------------------------- |
+| `role`                               | `author`; `content.role` is `model` for the assistant's   |
+| text, image, audio, file             | a part of `content`                                       |
+| `tool_calls`, `function_call`        | a part with a `function_call`, its arguments parsed       |
+| the answer of a tool or function     | a part with a `function_response`, `{"result": content}`  |
+| `created`, `created_at`, `timestamp` | `timestamp`; else one second after the message before     |
+| all else                             | `custom_metadata["openai_chat"]`                          |
+
+What events cannot say (unknown fields, arguments whose text is not how we would write them)
+is kept there as the edits that turn our rendering of the event into the message. So a
+message comes back equal, and the arguments' text to the byte; the order of keys does not.
+
+Ids are derived, so that importing twice adds nothing and a conversation that has grown gets
+its new messages only. The session's id is the line's `id`, `session_id` or
+`conversation_id`. Without one it is a digest of the messages up to the first of the user;
+the second conversation of a file that opens with the same words gets `-2` at the end. An
+event's id is a digest of the session's id, and the message's number. The line's other fields
+become the session's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from threadline.content import Blob, Content, FileData, FunctionCall, FunctionResponse, Part
+from threadline.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    StaleSessionError,
+    ThreadlineError,
+)
+from threadline.models import Event
+from threadline.state import check_key, is_scoped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from threadline.models import Session
+    from threadline.service import BaseSessionService
+
+LISTS = ("messages", "traj")
+IDS = ("id", "session_id", "conversation_id")
+TIMES = ("created", "created_at", "timestamp")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ANSWERS = ("tool", "function")
+METADATA = "openai_chat"
+LABELS = {"source": "openai-chat"}
+
+BATCH = 32
+"""Conversations that are stored side by side, so that they can share a commit."""
+
+_MILLISECONDS = 1e11  # epoch seconds reach this in the year 5138
+_TITLE_CHARS = 60
+
+
+class LineError(InvalidInputError):
+    """A line that cannot be imported; nothing of it was written.
+
+    `report`, on the error that ends an import, says what was stored before.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"Line {line}: {reason}")
+        self.line = line
+        self.reason = reason
+        self.report: ImportReport | None = None
+
+
+class Conversation(msgspec.Struct, kw_only=True, frozen=True):
+    """What a line means: a session and its events."""
+
+    line: int
+    session_id: str
+    state: dict[str, Any]
+    display_name: str | None
+    labels: dict[str, str]
+    events: list[Event]
+
+
+class BadLine(msgspec.Struct, frozen=True):
+    """A line that was left out, and why."""
+
+    line: int
+    reason: str
+
+
+class ImportReport(msgspec.Struct, kw_only=True, frozen=True):
+    """What an import found and what it changed."""
+
+    conversations: int = 0
+    events_read: int = 0
+    sessions_created: int = 0
+    events_added: int = 0
+    events_present: int = 0
+    states_updated: int = 0
+    bad_lines: tuple[BadLine, ...] = ()
+    seconds: float = 0.0
+
+
+class Progress(NamedTuple):
+    """How far an import is."""
+
+    bytes_read: int
+    bytes_total: int
+    conversations: int
+    events: int
+
+
+# -- a file -----------------------------------------------------------------------------
+
+
+async def import_file(
+    service: BaseSessionService,
+    path: Path | str,
+    *,
+    app_name: str = "openai-chat",
+    user_id: str = "imported",
+    skip_bad: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ImportReport:
+    """Store every conversation of a file, each in one transaction; running twice adds nothing.
+
+    Raises LineError for a line that cannot be imported, after storing those before it;
+    `skip_bad` leaves such lines out and reports them.
+    """
+    started = time.perf_counter()
+    report = ImportReport()
+    for bytes_read, bytes_total, batch in _batches(Path(path)):
+        lines = [item for item in batch if isinstance(item, Conversation)]
+        stored = await asyncio.gather(
+            *(_store(service, app_name, user_id, line) for line in lines), return_exceptions=True
+        )
+        failed = [item for item in (*batch, *stored) if isinstance(item, BaseException)]
+        bad = sorted((e for e in failed if isinstance(e, LineError)), key=lambda e: e.line)
+        report = msgspec.structs.replace(
+            _sum(report, *(item for item in stored if isinstance(item, ImportReport))),
+            bad_lines=(*report.bad_lines, *(BadLine(error.line, error.reason) for error in bad)),
+            seconds=time.perf_counter() - started,
+        )
+        _raise_worst(failed, bad, report, skip_bad)
+        if on_progress:
+            on_progress(Progress(bytes_read, bytes_total, report.conversations, report.events_read))
+    return report
+
+
+def conversations(lines: Iterable[bytes]) -> Iterator[Conversation | LineError]:
+    """Read the lines of a file; a line that means nothing comes as the error that says why."""
+    openings: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not text.strip():
+            continue
+        try:
+            yield read_line(_parse(text), line=number, openings=openings)
+        except InvalidInputError as error:
+            yield error if isinstance(error, LineError) else LineError(number, str(error))
+
+
+def read_line(value: Any, *, line: int = 1, openings: dict[str, int] | None = None) -> Conversation:
+    """Turn one line into a session and its events.
+
+    `openings` counts, over a file, the conversations that begin alike and have no id.
+    """
+    messages, fields = _split(value)
+    for name in fields:
+        check_key(name)
+        if is_scoped(name):
+            raise InvalidInputError(
+                f"the field {name!r} cannot be kept in the session's state: "
+                "names with this prefix belong to another scope. Rename the field."
+            )
+    for n, message in enumerate(messages, 1):
+        _check_message(message, n)
+    session_id = _given_id(fields) or _opening_id(messages, {} if openings is None else openings)
+    title = fields.get("title")
+    return Conversation(
+        line=line,
+        session_id=session_id,
+        state=fields,
+        display_name=title if isinstance(title, str) and title else _title(messages),
+        labels=dict(LABELS),
+        events=to_events(session_id, messages, start=_time_of(fields, TIMES[:2]) or 0.0),
+    )
+
+
+def _batches(path: Path) -> Iterator[tuple[int, int, list[Conversation | LineError]]]:
+    """Yield what can be stored side by side, and how many bytes of how many are read.
+
+    A batch has no session twice and ends at a bad line: nothing after it is begun before the
+    caller has seen it.
+    """
+    batch: list[Conversation | LineError] = []
+    seen: set[str] = set()
+    bytes_total = path.stat().st_size
+    with path.open("rb") as file:
+        for item in conversations(file):
+            if isinstance(item, Conversation) and item.session_id in seen:
+                yield file.tell(), bytes_total, batch
+                batch, seen = [], set()
+            batch.append(item)
+            if isinstance(item, LineError) or len(batch) == BATCH:
+                yield file.tell(), bytes_total, batch
+                batch, seen = [], set()
+            else:
+                seen.add(item.session_id)
+    if batch:
+        yield bytes_total, bytes_total, batch
+
+
+async def _store(
+    service: BaseSessionService, app_name: str, user_id: str, conversation: Conversation
+) -> ImportReport:
+    while True:
+        try:
+            return await _store_once(service, app_name, user_id, conversation)
+        except (AlreadyExistsError, StaleSessionError):
+            continue  # Somebody else wrote the session meanwhile: look again at what is there.
+        except InvalidInputError as error:
+            if isinstance(error, LineError):
+                raise
+            raise LineError(conversation.line, str(error)) from error
+
+
+async def _store_once(
+    service: BaseSessionService, app_name: str, user_id: str, conversation: Conversation
+) -> ImportReport:
+    ids = {"app_name": app_name, "user_id": user_id, "session_id": conversation.session_id}
+    session = await service.get_session(**ids)
+    created = session is None
+    if session is None:
+        for event in conversation.events:
+            event.to_json()  # Refuses what could not be stored while nothing is written yet.
+        session = await service.create_session(
+            **ids,
+            state=conversation.state,
+            display_name=conversation.display_name,
+            labels=conversation.labels,
+        )
+    new = _new_events(conversation, session)
+    if new:
+        await service.append_events(session, new, on_stale="raise")
+    changed = {
+        name: value
+        for name, value in conversation.state.items()
+        if name not in session.state or not _same(session.state[name], value)
+    }
+    if changed:
+        await service.patch_state(**ids, set=changed)
+    return ImportReport(
+        conversations=1,
+        events_read=len(conversation.events),
+        sessions_created=int(created),
+        events_added=len(new),
+        events_present=len(conversation.events) - len(new),
+        states_updated=int(bool(changed)),
+    )
+
+
+def _new_events(conversation: Conversation, session: Session) -> list[Event]:
+    """Return the events that the session has not; refuse a history that has parted from it."""
+    stored = {event.id: event for event in session.events}
+    new = []
+    for n, event in enumerate(conversation.events, 1):
+        if event.id not in stored:
+            new.append(event)
+        elif not (stored[event.id] == event or _same(_said(stored[event.id]), _said(event))):
+            raise LineError(
+                conversation.line,
+                f"message {n} is not the one that session {session.id!r} holds. A conversation "
+                "may grow, but what was imported stays: delete the session to import it anew, "
+                "or give the line an id of its own.",
+            )
+    if new and len(stored) > len(conversation.events) - len(new):
+        raise LineError(
+            conversation.line,
+            f"session {session.id!r} was continued in the store, so its new messages would come "
+            "after words that the file does not know. Delete the session to import it anew, "
+            "or give the line an id of its own.",
+        )
+    return new
+
+
+def _said(event: Event) -> dict[str, Any]:
+    """Return an event's fields, in which NaN can be compared too, without the store's number."""
+    return {name: value for name, value in event.to_dict().items() if name != "seq"}
+
+
+def _sum(*reports: ImportReport) -> ImportReport:
+    counts = ("conversations", "events_read", "sessions_created", "events_added")
+    return ImportReport(
+        **{
+            name: sum(getattr(report, name) for report in reports)
+            for name in (*counts, "events_present", "states_updated")
+        }
+    )
+
+
+def _raise_worst(
+    failed: list[BaseException], bad: list[LineError], report: ImportReport, skip_bad: bool
+) -> None:
+    """Raise what ends the import, with a note that says what was stored before it."""
+    others = [error for error in failed if not isinstance(error, LineError)]
+    for error in (*others, *(() if skip_bad else bad)):
+        if isinstance(error, ThreadlineError):
+            error.add_note(
+                f"{report.conversations} conversations are in ({report.events_added} events "
+                "added); the import can be run again and goes on from there."
+            )
+        if isinstance(error, LineError):
+            error.report = report
+        raise error
+
+
+# -- a line -----------------------------------------------------------------------------
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"this is not UTF-8: {error}.") from error
+    except RecursionError as error:
+        raise InvalidInputError("this is nested too deep.") from error
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(
+            f"this is not JSON: {error.msg} at column {error.colno}. The file must be JSON "
+            "Lines: each conversation whole, on one line."
+        ) from error
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise InvalidInputError(f"this cannot be read: {error}.") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object, refusing one in which the last of two values would win silently."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for n, name in enumerate(names) if name in names[:n])
+        raise InvalidInputError(f"the field {twice!r} stands twice in one object.")
+    return made
+
+
+def _split(value: Any) -> tuple[list[Any], dict[str, Any]]:
+    if isinstance(value, list):
+        return value, {}
+    if not isinstance(value, dict):
+        raise InvalidInputError(
+            f"expected a conversation, a list or an object, but got {_kind(value)}."
+        )
+    for name in LISTS:
+        if isinstance(value.get(name), list):
+            return value[name], {key: item for key, item in value.items() if key != name}
+    raise InvalidInputError(
+        "expected a list of messages under 'messages' or 'traj'; the fields are: "
+        f"{', '.join(map(repr, value)) or 'none'}."
+    )
+
+
+def _check_message(message: Any, n: int) -> None:
+    if not isinstance(message, dict):
+        raise InvalidInputError(f"message {n} is {_kind(message)}, not an object.")
+    if message.get("role") not in ROLES:
+        raise InvalidInputError(
+            f"message {n} has the role {message.get('role')!r}; known are {', '.join(ROLES)}."
+        )
+    content = message.get("content")
+    if not (content is None or isinstance(content, str | list)):
+        raise InvalidInputError(
+            f"message {n} has {_kind(content)} as content, not a text, a list of parts or null."
+        )
+    calls = message.get("tool_calls")
+    if not (calls is None or isinstance(calls, list)):
+        raise InvalidInputError(f"message {n} has {_kind(calls)} as tool_calls, not a list.")
+    for name, items in (("content", content), ("tool_calls", calls)):
+        for item in items if isinstance(items, list) else ():
+            if not isinstance(item, dict):
+                raise InvalidInputError(f"message {n} has {_kind(item)} in {name}, not an object.")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _given_id(fields: dict[str, Any]) -> str | None:
+    for name in IDS:
+        value = fields.get(name)
+        if isinstance(value, str) and value:
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    return None
+
+
+def _opening_id(messages: list[dict[str, Any]], openings: dict[str, int]) -> str:
+    opening = []
+    for message in messages:
+        opening.append(message)
+        if message["role"] == "user":
+            break
+    digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=12)
+    session_id = f"chat-{digest.hexdigest()}"
+    openings[session_id] = nth = openings.get(session_id, 0) + 1
+    return session_id if nth == 1 else f"{session_id}-{nth}"
+
+
+def _title(messages: list[dict[str, Any]]) -> str | None:
+    for message in messages:
+        if message["role"] == "user" and isinstance(message.get("content"), str):
+            words = " ".join(message["content"].split())
+            if words:
+                return words if len(words) <= _TITLE_CHARS else words[: _TITLE_CHARS - 1] + "…"
+    return None
+
+
+def _time_of(fields: dict[str, Any], names: Iterable[str] = TIMES) -> float | None:
+    """Return the first time among the fields, in epoch seconds; milliseconds are recognised."""
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, str):
+            try:
+                moment = datetime.fromisoformat(value)
+            except ValueError:
+                continue
+            value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        # An infinite time or NaN is in neither range; a huge integer compares exactly.
+        if isinstance(value, int | float) and 0 < value < _MILLISECONDS * 1000:
+            return float(value if value < _MILLISECONDS else value / 1000)
+    return None
+
+
+# -- messages to events -----------------------------------------------------------------
+
+
+def to_events(
+    session_id: str, messages: list[dict[str, Any]], *, start: float = 0.0
+) -> list[Event]:
+    """Turn messages into events whose ids depend on the session's id and their place only."""
+    try:
+        prefix = hashlib.blake2b(session_id.encode(), digest_size=12).hexdigest()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"the id {session_id!r} is not valid Unicode.") from error
+    names: dict[Any, Any] = {}
+    turn = 0
+    moment = start - 1
+    events = []
+    for n, message in enumerate(messages):
+        turn += message["role"] == "user"
+        given = _time_of(message)
+        moment = moment + 1 if given is None else given
+        events.append(
+            _event(
+                message,
+                names,
+                id=f"{prefix}-{n + 1}",
+                timestamp=moment,
+                invocation_id=f"turn-{turn}",
+            )
+        )
+        names.update((call.id, call.name) for call in events[-1].get_function_calls() if call.id)
+    return events
+
+
+def _event(message: dict[str, Any], names: dict[Any, Any], **fields: Any) -> Event:
+    """Make a message's event; `names` has those of the tools that were called before."""
+    role = message["role"]
+    form: dict[str, Any] = {}
+    if role in ANSWERS:
+        parts = [_answer(message, names)]
+    else:
+        parts = _content_parts(message)
+        if isinstance(message.get("content"), list):
+            form["list"] = True
+        calls = message.get("tool_calls")
+        legacy = message.get("function_call")
+        if calls:
+            parts += [_call(call.get("function"), call) for call in calls]
+        elif isinstance(legacy, dict):
+            form["legacy"] = True
+            parts.append(_call(legacy, {}))
+    content = Content(parts=parts, role="model" if role == "assistant" else "user")
+    edits = list(_edits(_message(role, parts, form), message, ()))
+    kept = {**form, "edits": edits} if edits else form
+    return Event(
+        author=role, content=content, custom_metadata={METADATA: kept} if kept else None, **fields
+    )
+
+
+def _answer(message: dict[str, Any], names: dict[Any, Any]) -> Part:
+    call_id = _text(message.get("tool_call_id"))
+    name = _text(message.get("name"))
+    return Part(
+        function_response=FunctionResponse(
+            id=call_id,
+            # Gemini wants the name; the message alone need not have it.
+            name=names.get(call_id) if name is None else name,
+            response={"result": message.get("content")},
+        )
+    )
+
+
+def _call(function: Any, call: dict[str, Any]) -> Part:
+    function = function if isinstance(function, dict) else {}
+    arguments = function.get("arguments")
+    if isinstance(custom := call.get("custom"), dict):
+        # A custom tool takes a text, where a function takes JSON.
+        function, arguments = custom, {"input": custom.get("input")}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None  # The text is kept as an edit.
+    return Part(
+        function_call=FunctionCall(
+            id=_text(call.get("id")),
+            name=_text(function.get("name")),
+            args=arguments if isinstance(arguments, dict) else None,
+        )
+    )
+
+
+def _content_parts(message: dict[str, Any]) -> list[Part]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [Part(text=content)]
+    if isinstance(content, list):
+        return [_part(item) for item in content]
+    refusal = _text(message.get("refusal"))
+    return [] if refusal is None else [Part(text=refusal)]
+
+
+def _part(item: dict[str, Any]) -> Part:
+    """Make the part of one piece of content; an empty one where Gemini has no form for it."""
+    for name in ("text", "refusal"):
+        if isinstance(item.get(name), str):
+            return Part(text=item[name])
+    image, audio, file = (
+        value if isinstance(value := item.get(name), dict) else {}
+        for name in ("image_url", "input_audio", "file")
+    )
+    if isinstance(url := image.get("url"), str):
+        blob = _blob(url)
+        return Part(inline_data=blob) if blob else Part(file_data=FileData(file_uri=url))
+    if (blob := _blob(f"data:audio/{audio.get('format')};base64,{audio.get('data')}")) and audio:
+        return Part(inline_data=blob)
+    if blob := _blob(str(file.get("file_data"))):
+        name = _text(file.get("filename")) or ""
+        return Part(inline_data=msgspec.structs.replace(blob, display_name=name))
+    return Part()
+
+
+def _blob(url: str) -> Blob | None:
+    """Return what a `data:` URL holds, if the same URL can be made of it again."""
+    head, comma, text = url.partition(";base64,")
+    if not comma or not head.startswith("data:"):
+        return None
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    if base64.b64encode(data).decode() != text:
+        return None
+    return Blob(data=data, mime_type=head.removeprefix("data:"))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+# -- events to messages -----------------------------------------------------------------
+
+
+def to_messages(session: Session) -> list[dict[str, Any]]:
+    """Return the conversation as chat messages: those that were imported, exactly.
+
+    Events that were not imported give the nearest message; those without content give none.
+    """
+    return [message for event in session.events for message in _messages(event)]
+
+
+def _messages(event: Event) -> list[dict[str, Any]]:
+    if event.content is None:
+        return []
+    parts = list(event.content.parts or ())
+    kept = (event.custom_metadata or {}).get(METADATA, {})
+    if event.author in ROLES:
+        message = _message(event.author, parts, kept)
+        return [_edited(message, kept.get("edits", ()))]
+    answers = [part for part in parts if part.function_response]
+    if answers:
+        return [_message("tool", [part], {}) for part in answers]
+    return [_message("assistant" if event.content.role == "model" else "user", parts, {})]
+
+
+def _message(role: str, parts: list[Part], form: dict[str, Any]) -> dict[str, Any]:
+    """Render parts as the message that says the same; `form` chooses among equals."""
+    if role in ANSWERS and len(parts) == 1 and parts[0].function_response:
+        return _rendered_answer(role, parts[0].function_response)
+    calls = [_rendered_call(part.function_call) for part in parts if part.function_call]
+    items = [_rendered_part(part) for part in parts if not part.function_call]
+    content: Any = items or None
+    if form.get("list"):
+        content = items
+    elif len(items) == 1 and items[0].get("type") == "text":
+        content = items[0]["text"]
+    message = {"role": role, "content": content}
+    if calls and form.get("legacy"):
+        message["function_call"] = calls[0]["function"]
+    elif calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _rendered_answer(role: str, answer: FunctionResponse) -> dict[str, Any]:
+    response = answer.response or {}
+    content = response.get("result")
+    if response.keys() != {"result"} or not isinstance(content, str | list | None):
+        content = _compact(response)
+    message = {"role": role, "tool_call_id": answer.id, "name": answer.name, "content": content}
+    return {key: item for key, item in message.items() if item is not None or key == "content"}
+
+
+def _rendered_call(call: FunctionCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {
+            "name": call.name,
+            "arguments": "" if call.args is None else _compact(call.args),
+        },
+    }
+
+
+def _rendered_part(part: Part) -> dict[str, Any]:
+    if part.text is not None:
+        return {"type": "text", "text": part.text}
+    if part.file_data:
+        return {"type": "image_url", "image_url": {"url": part.file_data.file_uri}}
+    if part.inline_data:
+        kind = part.inline_data.mime_type or ""
+        data = base64.b64encode(part.inline_data.data or b"").decode()
+        url = f"data:{kind};base64,{data}"
+        if part.inline_data.display_name is not None:
+            file = {"file_data": url, "filename": part.inline_data.display_name}
+            return {"type": "file", "file": file}
+        if kind.startswith("audio/"):
+            audio = {"data": data, "format": kind.removeprefix("audio/")}
+            return {"type": "input_audio", "input_audio": audio}
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {}
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+# -- what a rendering lacks -------------------------------------------------------------
+
+
+def _edits(rendered: Any, wanted: Any, path: tuple[str | int, ...]) -> Iterator[list[Any]]:
+    """Yield what turns `rendered` into `wanted`: [path] drops a field, [path, value] sets it."""
+    if isinstance(rendered, dict) and isinstance(wanted, dict):
+        for key in sorted(rendered.keys() | wanted.keys()):
+            if key not in wanted:
+                yield [[*path, key]]
+            elif key not in rendered:
+                yield [[*path, key], wanted[key]]
+            else:
+                yield from _edits(rendered[key], wanted[key], (*path, key))
+    elif isinstance(rendered, list) and isinstance(wanted, list) and len(rendered) == len(wanted):
+        for n, (item, other) in enumerate(zip(rendered, wanted, strict=True)):
+            yield from _edits(item, other, (*path, n))
+    elif not _same(rendered, wanted):
+        yield [[*path], wanted]
+
+
+def _edited(message: dict[str, Any], edits: Iterable[list[Any]]) -> dict[str, Any]:
+    for path, *value in edits:
+        target: Any = message
+        for step in path[:-1]:
+            target = target[step]
+        if value:
+            target[path[-1]] = value[0]
+        else:
+            del target[path[-1]]
+    return message
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are the same JSON: 1, 1.0 and true are three, NaN is itself."""
+    if isinstance(a, str) or isinstance(b, str):
+        return bool(a == b)
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

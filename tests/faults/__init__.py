@@ -1,0 +1,1 @@
+"""What happens to acknowledged work when processes, power and disks fail."""

@@ -1,0 +1,148 @@
+"""Small disks of our own, that can be full, read-only, or lose their power."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+PATIENCE_S = 60.0
+
+# XFS_IOC_GOINGDOWN, which ext4 and others answer too: from here on the filesystem is dead.
+# Flag 2 leaves the log unflushed, so what was not synced is gone, as after a power cut.
+SHUTDOWN = 0x8004587D
+WITHOUT_FLUSHING_THE_LOG = 2
+
+MAKERS = {
+    "mkfs.ext4": (["-q", "-F"], 64),
+    "mkfs.xfs": (["-q", "-f"], 320),
+}
+
+
+class DiskUnavailableError(Exception):
+    """This machine does not let us have such a disk; the message says why."""
+
+
+def _run(*command: str) -> None:
+    """Run a command, or say why it did not."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+    except OSError as error:
+        raise DiskUnavailableError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise DiskUnavailableError(f"`{' '.join(command)}`: {done.stderr.strip()}")
+
+
+def _unmount(folder: Path) -> None:
+    """Unmount, waiting for the last user of the disk to be gone."""
+    end = time.monotonic() + PATIENCE_S
+    while os.path.ismount(folder):
+        try:
+            _run("umount", str(folder))
+        except DiskUnavailableError as error:
+            if time.monotonic() > end:
+                # Let go of it lazily, so that nothing is left behind, and tell.
+                _run("umount", "--lazy", str(folder))
+                raise RuntimeError(f"{folder} is still in use") from error
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *mount: str) -> Iterator[Path]:
+    """Mount something on a new folder; unmount it whatever happens."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        raise DiskUnavailableError("only root on Linux can mount")
+    folder.mkdir()
+    _run("mount", *mount, str(folder))
+    try:
+        yield folder
+    finally:
+        _unmount(folder)
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path, size_kib: int) -> Iterator[Path]:
+    """Mount a disk that is soon full."""
+    with mounted(folder, "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs"):
+        # Not every sandbox takes the option seriously.
+        size = os.statvfs(folder)
+        if size.f_blocks * size.f_frsize > 2 * size_kib * 1024:
+            raise DiskUnavailableError("the kernel does not limit the size of a tmpfs")
+        yield folder
+
+
+class LoopDisk:
+    """A filesystem in a file, whose power can be cut."""
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self._image = image
+        self.folder = folder
+        maker = next((name for name in MAKERS if shutil.which(name)), None)
+        if maker is None:
+            raise DiskUnavailableError(f"none of {', '.join(MAKERS)} is installed")
+        if sys.platform != "linux" or os.geteuid() != 0:
+            raise DiskUnavailableError("only root on Linux can mount a loop device")
+        options, size_mib = MAKERS[maker]
+        self.filesystem = maker.removeprefix("mkfs.")
+        with image.open("wb") as file:
+            file.truncate(size_mib << 20)
+        _run(maker, *options, str(image))
+        folder.mkdir()
+        self.mount()
+
+    def mount(self) -> None:
+        """Attach the image to a free loop device, which goes when it is unmounted."""
+        _run("mount", "-o", "loop", str(self._image), str(self.folder))
+
+    def cut_power(self) -> None:
+        """Let the filesystem die with everything that was not synced."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING_THE_LOG))
+        except OSError as error:
+            raise DiskUnavailableError(f"the shutdown ioctl: {error}") from error
+        finally:
+            os.close(descriptor)
+
+    def restore_power(self) -> None:
+        """Mount again, as after a boot; nobody may have a file of it open."""
+        _unmount(self.folder)
+        self.mount()
+
+    def unmount(self) -> None:
+        """Give everything back."""
+        _unmount(self.folder)
+        self._image.unlink()
+
+
+@contextlib.contextmanager
+def loop_disk(folder: Path) -> Iterator[LoopDisk]:
+    """Make and mount a disk in a file below the folder; unmount it whatever happens."""
+    disk = LoopDisk(folder / "disk.img", folder / "disk")
+    try:
+        # A rehearsal, so that a kernel that cannot do it says so before any test begins.
+        disk.cut_power()
+        disk.restore_power()
+        yield disk
+    finally:
+        disk.unmount()
+
+
+def unavailable(what: str, error: Exception) -> NoReturn:
+    """Skip a power cut by its name, or fail where the machine is known to be able to do it."""
+    message = f"NOT RUN: {what}: {error}"
+    if os.environ.get("THREADLINE_REQUIRE_POWER_CUT") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
