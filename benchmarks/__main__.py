@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from benchmarks import aims, disk, growth, imports, machine, memory, report, rounds
-from benchmarks.results import Results
+from benchmarks.peers import Threadline
+from benchmarks.results import Failure, Results
 from benchmarks.scale import FULL, QUICK, Scale
 from benchmarks.workloads import WORKLOADS
 
@@ -35,6 +36,10 @@ NAMES = (
 )
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often every store is measured.")] = 5,
     quick: Annotated[
@@ -96,13 +101,20 @@ async def _measure(
             await rounds.run(workload(scale), results, directory, say)
     if imports.NAME in wanted:
         imports.run(results, scale, say)
-    if disk.NAME in wanted:
-        await disk.run(results, scale, directory, say)
-    if growth.NAME in wanted:
-        await growth.run(results, scale, directory, output, say)
-    if memory.NAME in wanted:
-        await memory.run(results, scale, directory, say)
+    figures = {
+        disk.NAME: lambda: disk.run(results, scale, directory, say),
+        growth.NAME: lambda: growth.run(results, scale, directory, output, say),
+        memory.NAME: lambda: memory.run(results, scale, directory, say),
+    }
+    for name, measure in figures.items():
+        if name in wanted:
+            try:
+                await measure()
+            except Exception as error:  # what was measured before is reported all the same
+                results.failures.append(
+                    Failure(name, Threadline.name, f"{type(error).__name__}: {error}")
+                )
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app(prog_name="python -m benchmarks")

@@ -46,10 +46,10 @@ async def run(results: Results, scale: Scale, directory: Path, say: Callable[[st
         say(f"{NAME}: {turns:,} turns, {kind.name}")
         try:
             written = await _write(kind(home / f"{number}.db"), turns)
+            json_bytes = await _json_bytes(turns, home / f"{number}.json.db")
         except Exception as error:  # one store must not end the run
             results.failures.append(Failure(NAME, kind.name, f"{type(error).__name__}: {error}"))
             continue
-        json_bytes = await _json_bytes(turns, home / f"{number}.json.db")
         results.figures.append(
             Figure(
                 NAME,

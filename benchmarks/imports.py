@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks.results import Figure, Timing
+from benchmarks.results import Failure, Figure, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,11 @@ def run(results: Results, scale: Scale, say: Callable[[str], None]) -> None:
             if not _installed(module):
                 continue
             say(f"{NAME}: round {number} of {results.rounds}, {name}")
-            runs = [_import(_CODE.get(name, name)) for _ in range(scale.imports)]
+            try:
+                runs = [_import(_CODE.get(name, name)) for _ in range(scale.imports)]
+            except subprocess.CalledProcessError as error:
+                results.failures.append(Failure(NAME, name, error.stderr.splitlines()[-1]))
+                continue
             if name == REFERENCE:
                 loaded |= FOREIGN.intersection(*(names for _, names in runs))
             if number == 0:
@@ -124,11 +129,15 @@ def _installed(module: str) -> bool:
 
 
 def _import(statement: str) -> tuple[float, set[str]]:
+    # Byte code is cached, as it is for everybody who imports more than once.
+    names = {"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"}
+    variables = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PROGRAM.format(statement=statement)],
         capture_output=True,
         text=True,
         check=True,
+        env=variables,
     )
-    took, names = json.loads(done.stdout.splitlines()[-1])
-    return took, set(names)
+    took, modules = json.loads(done.stdout.splitlines()[-1])
+    return took, set(modules)

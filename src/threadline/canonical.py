@@ -21,7 +21,14 @@ import functools
 import json
 import re
 import types
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 
@@ -42,6 +49,9 @@ _INT_BITS_MAX = 14_000  # about 4,200 digits; Python refuses to parse more than 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,)
+)
 class ModelMeta(msgspec.StructMeta):
     """Let constructors take dicts and google objects where a field is a model."""
 
@@ -68,6 +78,7 @@ class Model(
     rename="camel",
     omit_defaults=True,
     forbid_unknown_fields=True,
+    repr_omit_defaults=True,
 ):
     """The base of every model: immutable, compared by value, lossless in JSON."""
 
@@ -84,9 +95,10 @@ class Model(
     def from_json(cls, data: bytes | str) -> Self:
         """Make a model from JSON, in either spelling; unknown fields are kept."""
         try:
-            return decode(cls, data.encode() if isinstance(data, str) else data)
+            model: Self = decode(cls, data.encode() if isinstance(data, str) else data)
         except ValueError as error:
             raise InvalidInputError(f"This is not the JSON of {cls.__name__}: {error}") from error
+        return model
 
     def to_dict(self) -> dict[str, Any]:
         """Return the model as JSON types, in camelCase, without what is at its default."""

@@ -6,7 +6,7 @@ Fields, JSON names and defaults are those of google-adk 2.13. `Event.seq` and th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import msgspec
 
@@ -95,6 +95,9 @@ class EventActions(Model):
     set_model_response: Any = None
 
 
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,)
+)
 class EventMeta(ModelMeta):
     """Give `Event(...)` the shorthands of ADK's constructor."""
 

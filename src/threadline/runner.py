@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from threadline import clock
+from threadline import blocking, clock
 from threadline.canonical import build
 from threadline.content import Content
 from threadline.errors import InvalidInputError, SessionNotFoundError
@@ -27,10 +27,11 @@ from threadline.models import Event, EventActions
 from threadline.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
+    from threadline import sync
     from threadline.models import GetSessionConfig, Session
-    from threadline.service import BaseSessionService
+    from threadline.service import BaseSessionService, OnStale
 
 CANCELLED = "CANCELLED"
 """The `error_code` of the event that closes a turn whose caller went away."""
@@ -68,7 +69,7 @@ class AgentObject(Protocol):
         """Answer the message in `ctx`."""
 
 
-Agent = AgentObject | "Callable[[RunContext], AsyncIterator[Yielded] | Awaitable[Yielded]]"
+AgentFunction = Callable[[RunContext], AsyncIterator[Yielded] | Awaitable[Yielded]]
 
 
 class Runner:
@@ -83,8 +84,8 @@ class Runner:
         self,
         *,
         app_name: str,
-        agent: Any,
-        session_service: BaseSessionService,
+        agent: AgentObject | AgentFunction,
+        session_service: BaseSessionService | sync.BaseSessionService,
         auto_create_session: bool = False,
     ) -> None:
         run = getattr(agent, "run", agent)
@@ -93,7 +94,9 @@ class Runner:
                 f"An agent is an async function of one context, or has run(ctx); got {agent!r}."
             )
         self.app_name = app_name
-        self.session_service = session_service
+        # A blocking service is given with `threadline.sync`; its async side does the work.
+        given: Any = session_service
+        self.session_service: BaseSessionService = getattr(given, "asynchronous", given)
         self.auto_create_session = auto_create_session
         self._run: Callable[[RunContext], Any] = run
         self._author = str(getattr(agent, "name", None) or getattr(agent, "__name__", "agent"))
@@ -140,11 +143,12 @@ class Runner:
                 event = self._event(item, ctx)
                 # 6. Append the event, unless it is a partial one, and pass it on.
                 yield await turn.store(event)
-            rest = _taken_delta(ctx)
+            rest = ctx.state.take()
             if rest:
                 actions = EventActions(state_delta=rest)
                 yield await turn.store(self._event(Event(actions=actions), ctx))
         except (GeneratorExit, asyncio.CancelledError):
+            await _close(produced)
             await turn.close(self._author, CANCELLED, "The caller stopped before the end.", ctx)
             raise
         except Exception as error:
@@ -189,10 +193,13 @@ class Runner:
     async def _session(
         self, user_id: str, session_id: str, config: GetSessionConfig | None
     ) -> Session:
-        ids = {"app_name": self.app_name, "user_id": user_id, "session_id": session_id}
-        found = await self.session_service.get_session(**ids, config=config)
+        found = await self.session_service.get_session(
+            app_name=self.app_name, user_id=user_id, session_id=session_id, config=config
+        )
         if found is None and self.auto_create_session:
-            found = await self.session_service.get_or_create_session(**ids)
+            found = await self.session_service.get_or_create_session(
+                app_name=self.app_name, user_id=user_id, session_id=session_id
+            )
         if found is None:
             raise SessionNotFoundError(
                 f"The session {session_id!r} does not exist for app {self.app_name!r} and user "
@@ -217,7 +224,7 @@ class Runner:
         if event.content is not None and event.content.role is None:
             changes["content"] = msgspec.structs.replace(event.content, role="model")
         if not event.partial:
-            delta = _taken_delta(ctx)
+            delta = ctx.state.take()
             if delta:
                 actions = event.actions
                 changes["actions"] = msgspec.structs.replace(
@@ -234,10 +241,12 @@ class _Turn:
         self._session = session
         self.invocation_id = invocation_id
 
-    async def store(self, event: Event) -> Event:
+    async def store(self, event: Event, on_stale: OnStale | None = None) -> Event:
         if event.partial:
             return event
-        append = asyncio.ensure_future(self._service.append_event(self._session, event))
+        append = asyncio.ensure_future(
+            self._service.append_event(self._session, event, on_stale=on_stale)
+        )
         try:
             return await asyncio.shield(append)
         except asyncio.CancelledError:
@@ -254,12 +263,12 @@ class _Turn:
             error_code=code,
             error_message=message,
             turn_complete=True,
-            actions=EventActions(state_delta=_taken_delta(ctx)),
+            actions=EventActions(state_delta=ctx.state.take()),
         )
         # The reason why the turn failed matters more than a failure to say so: the store may
         # be the reason.
         with contextlib.suppress(Exception):
-            await self.store(event)
+            await self.store(event, on_stale="rebase")
 
 
 def _user_message(value: Any) -> Content | None:
@@ -271,13 +280,6 @@ def _user_message(value: Any) -> Content | None:
             "new_message holds a function call; a user can only answer one, by a function_response."
         )
     return message if message.role else msgspec.structs.replace(message, role="user")
-
-
-def _taken_delta(ctx: RunContext) -> dict[str, Any]:
-    """Return what the agent wrote to `ctx.state` since the last event, and begin anew."""
-    delta = ctx.state.collect()
-    ctx.state = State(ctx.session.state)
-    return delta
 
 
 async def _iterate(answer: Any) -> AsyncGenerator[Yielded, None]:
@@ -305,36 +307,26 @@ async def _close(stream: Any) -> None:
 
 
 def _blocking(events: AsyncGenerator[Event, None]) -> Iterator[Event]:
-    """Drive an async generator from a thread, one event at a time."""
+    """Drive an async generator from a blocking caller, in one task for its whole life."""
     wanted: SimpleQueue[bool] = SimpleQueue()
-    produced: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    produced: SimpleQueue[Event | None] = SimpleQueue()
 
     async def drive() -> None:
         try:
             while await asyncio.to_thread(wanted.get):
-                produced.put(("event", await anext(events)))
+                produced.put(await anext(events))
         except StopAsyncIteration:
-            produced.put(("end", None))
+            pass
         finally:
             await events.aclose()
+            produced.put(None)
 
-    def thread() -> None:
-        try:
-            asyncio.run(drive())
-        except BaseException as error:  # noqa: BLE001 - it is raised where the caller waits
-            produced.put(("error", error))
-
-    runner = threading.Thread(target=thread, name="threadline-runner", daemon=True)
-    runner.start()
+    turn = blocking.submit(drive())
     try:
-        while True:
+        wanted.put(True)
+        while (event := produced.get()) is not None:
+            yield event
             wanted.put(True)
-            kind, value = produced.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
     finally:
         wanted.put(False)
-        runner.join()
+        turn.result()

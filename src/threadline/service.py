@@ -23,6 +23,7 @@ from threadline.engines.base import (
     Engine,
     EventClashError,
     Handle,
+    Migratable,
     NewEvent,
     NewSession,
     Position,
@@ -521,7 +522,7 @@ class EngineSessionService(BaseSessionService):
         engine = self._engine
         if not self._is_ready:
             await engine.open()
-            if hasattr(engine, "migrate"):
+            if isinstance(engine, Migratable):
                 await migrations.prepare(engine, auto_migrate=self._auto_migrate)
             self._is_ready = True
         return engine

@@ -94,7 +94,7 @@ class ReadOnlyDict(dict[str, Any]):
 
     __slots__ = ()
     __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
@@ -108,7 +108,7 @@ class ReadOnlyList(list[Any]):
 
     __slots__ = ()
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
-    append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
@@ -161,9 +161,11 @@ class State:
     def __getitem__(self, key: str) -> Any:
         if key in self._delta:
             return self._delta[key]
-        if key in self._handed:
-            return self._handed[key][0]
         value = self._value[key]
+        if key in self._handed:
+            handed, before = self._handed[key]
+            if handed != before or value == before:
+                return handed
         if isinstance(value, dict | list):
             # A read-only value becomes a plain one here; the stored one stays as it is.
             value = copy.deepcopy(value) if isinstance(self._value, ReadOnlyDict) else value
@@ -211,6 +213,18 @@ class State:
                 check_schema(self._schema, {key: value})
                 self._delta[key] = value
         return self._delta
+
+    def take(self) -> dict[str, Any]:
+        """Return the delta and begin a new one: what was written travels with one event.
+
+        Containers stay remembered, so a later change in place goes into a later delta.
+        """
+        delta = dict(self.collect())
+        self._delta.clear()
+        for key, value in delta.items():
+            if isinstance(value, dict | list):
+                self._handed[key] = (value, copy.deepcopy(value))
+        return delta
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as one plain dict."""

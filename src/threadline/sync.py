@@ -2,27 +2,21 @@
 
     from threadline.sync import DatabaseSessionService
 
-One private event loop runs on one thread for the whole process; every call here hands its
-coroutine to it and waits. There is no second implementation. Inside of a running event loop,
-use `threadline` itself: a blocking call there would block the loop.
+Every call hands the async service's coroutine to one private event loop on a thread and waits;
+there is no second implementation. Inside of a running event loop use `threadline` itself: a
+blocking call there would hold up the loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
-import os
-import threading
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from threadline import *  # noqa: F403 - the same catalogue, but for the classes below
-from threadline import __all__ as _all
-from threadline import service as _async
+from threadline import service
+from threadline.blocking import call
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from threadline.models import (
         Event,
@@ -32,3 +26,248 @@ if TYPE_CHECKING:
         Session,
     )
     from threadline.service import OnStale, Order
+
+
+class BaseSessionService:
+    """A blocking face of the async service in `asynchronous`; its methods say what they do."""
+
+    asynchronous: service.BaseSessionService
+
+    def create_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        state: dict[str, Any] | None = None,
+        session_id: str | None = None,
+        ttl: float | datetime.timedelta | None = None,
+        expire_time: float | datetime.datetime | None = None,
+        display_name: str | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Session:
+        """Create a session, with a new id if none is given."""
+        return call(
+            self.asynchronous.create_session(
+                app_name=app_name,
+                user_id=user_id,
+                state=state,
+                session_id=session_id,
+                ttl=ttl,
+                expire_time=expire_time,
+                display_name=display_name,
+                labels=labels,
+            )
+        )
+
+    def get_or_create_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        state: dict[str, Any] | None = None,
+        ttl: float | datetime.timedelta | None = None,
+        expire_time: float | datetime.datetime | None = None,
+        display_name: str | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Session:
+        """Return the session, created with these arguments if there is none."""
+        return call(
+            self.asynchronous.get_or_create_session(
+                app_name=app_name,
+                user_id=user_id,
+                session_id=session_id,
+                state=state,
+                ttl=ttl,
+                expire_time=expire_time,
+                display_name=display_name,
+                labels=labels,
+            )
+        )
+
+    def get_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        config: GetSessionConfig | None = None,
+    ) -> Session | None:
+        """Return a handle of the session with its merged state and events, or None."""
+        return call(
+            self.asynchronous.get_session(
+                app_name=app_name, user_id=user_id, session_id=session_id, config=config
+            )
+        )
+
+    def list_sessions(
+        self,
+        *,
+        app_name: str,
+        user_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        order: Order = "updated",
+        descending: bool = False,
+        include_state: bool = True,
+    ) -> ListSessionsResponse:
+        """List sessions without their events, of all users if `user_id` is None."""
+        return call(
+            self.asynchronous.list_sessions(
+                app_name=app_name,
+                user_id=user_id,
+                limit=limit,
+                cursor=cursor,
+                order=order,
+                descending=descending,
+                include_state=include_state,
+            )
+        )
+
+    def list_events(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        after_seq: int | None = None,
+        before_seq: int | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+    ) -> ListEventsResponse:
+        """Return a page of events with `after_seq < seq < before_seq`."""
+        return call(
+            self.asynchronous.list_events(
+                app_name=app_name,
+                user_id=user_id,
+                session_id=session_id,
+                after_seq=after_seq,
+                before_seq=before_seq,
+                limit=limit,
+                reverse=reverse,
+            )
+        )
+
+    def append_event(
+        self, session: Session, event: Event, *, on_stale: OnStale | None = None
+    ) -> Event:
+        """Store an event with its state delta and return it with its seq."""
+        return call(self.asynchronous.append_event(session, event, on_stale=on_stale))
+
+    def append_events(
+        self, session: Session, events: Sequence[Event], *, on_stale: OnStale | None = None
+    ) -> list[Event]:
+        """Store several events in one transaction: all of them, or none."""
+        return call(self.asynchronous.append_events(session, events, on_stale=on_stale))
+
+    def refresh(self, session: Session) -> Session:
+        """Bring a handle up to date, reading only the events it has not seen; return it."""
+        return call(self.asynchronous.refresh(session))
+
+    def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
+        """Remove a session, its events and its state; a missing one is no error."""
+        call(
+            self.asynchronous.delete_session(
+                app_name=app_name, user_id=user_id, session_id=session_id
+            )
+        )
+
+    def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
+        """Return a copy of the user's state, keys without their prefix."""
+        return call(self.asynchronous.get_user_state(app_name=app_name, user_id=user_id))
+
+    def get_app_state(self, *, app_name: str) -> dict[str, Any]:
+        """Return a copy of the app's state, keys without their prefix."""
+        return call(self.asynchronous.get_app_state(app_name=app_name))
+
+    def patch_state(
+        self,
+        *,
+        app_name: str,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        set: Mapping[str, Any] | None = None,
+        delete: Iterable[str] = (),
+        increment: Mapping[str, float] | None = None,
+        expect: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Change state without an event, atomically; return the new values of the keys set."""
+        return call(
+            self.asynchronous.patch_state(
+                app_name=app_name,
+                user_id=user_id,
+                session_id=session_id,
+                set=set,
+                delete=delete,
+                increment=increment,
+                expect=expect,
+            )
+        )
+
+    def flush(self) -> None:
+        """Do nothing: an append that returned is stored."""
+        call(self.asynchronous.flush())
+
+    def close(self) -> None:
+        """Let go of connections and threads."""
+        call(self.asynchronous.close())
+
+    def __enter__(self) -> Self:
+        call(self.asynchronous.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class EngineSessionService(BaseSessionService):
+    """A blocking face of a service over an engine."""
+
+    asynchronous: service.EngineSessionService
+
+    def prepare_tables(self) -> None:
+        """Connect, and create or upgrade the tables, ahead of the first request."""
+        call(self.asynchronous.prepare_tables())
+
+
+class InMemorySessionService(EngineSessionService):
+    """Sessions in the memory of this process, for tests and throw-away runs."""
+
+    def __init__(
+        self, *, on_stale: OnStale = "raise", state_schema: type | None = None
+    ) -> None:
+        self.asynchronous = service.InMemorySessionService(
+            on_stale=on_stale, state_schema=state_schema
+        )
+
+
+class DatabaseSessionService(EngineSessionService):
+    """Sessions in the database that a URL names; see `threadline.connect`."""
+
+    def __init__(
+        self,
+        db_url: str,
+        *,
+        on_stale: OnStale = "raise",
+        durability: Literal["full", "normal"] = "full",
+        busy_timeout_s: float = 30.0,
+        auto_migrate: bool = True,
+        state_schema: type | None = None,
+    ) -> None:
+        self.asynchronous = service.DatabaseSessionService(
+            db_url,
+            on_stale=on_stale,
+            durability=durability,
+            busy_timeout_s=busy_timeout_s,
+            auto_migrate=auto_migrate,
+            state_schema=state_schema,
+        )
+
+
+def __getattr__(name: str) -> Any:
+    """Return what is the same in both worlds: models, errors, `Runner`."""
+    import threadline
+
+    if name in threadline.__all__:
+        return getattr(threadline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

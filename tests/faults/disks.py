@@ -72,6 +72,11 @@ def mounted(folder: Path, *mount: str) -> Iterator[Path]:
         _unmount(folder)
 
 
+def remount_read_only(folder: Path) -> None:
+    """Let nobody write to a mounted disk any more."""
+    _run("mount", "-o", "remount,ro", str(folder))
+
+
 @contextlib.contextmanager
 def tiny_disk(folder: Path, size_kib: int) -> Iterator[Path]:
     """Mount a disk that is soon full."""

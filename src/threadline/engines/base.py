@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -235,6 +235,7 @@ class Migration(msgspec.Struct, frozen=True):
     sql: str
 
 
+@runtime_checkable
 class Migratable(Protocol):
     """What an engine with tables can do beside being an engine."""
 

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from threadline.canonical import encode
 from threadline.content import Blob, Content, FileData, FunctionCall, FunctionResponse, Part
 from threadline.errors import (
     AlreadyExistsError,
@@ -188,12 +189,11 @@ def read_line(value: Any, *, line: int = 1, openings: dict[str, int] | None = No
     for n, message in enumerate(messages, 1):
         _check_message(message, n)
     session_id = _given_id(fields) or _opening_id(messages, {} if openings is None else openings)
-    title = fields.get("title")
     return Conversation(
         line=line,
         session_id=session_id,
         state=fields,
-        display_name=title if isinstance(title, str) and title else _title(messages),
+        display_name=_title(fields, messages),
         labels=dict(LABELS),
         events=to_events(session_id, messages, start=_time_of(fields, TIMES[:2]) or 0.0),
     )
@@ -240,12 +240,18 @@ async def _store(
 async def _store_once(
     service: BaseSessionService, app_name: str, user_id: str, conversation: Conversation
 ) -> ImportReport:
-    ids = {"app_name": app_name, "user_id": user_id, "session_id": conversation.session_id}
+    ids: dict[str, Any] = {
+        "app_name": app_name,
+        "user_id": user_id,
+        "session_id": conversation.session_id,
+    }
     session = await service.get_session(**ids)
     created = session is None
+    # A value that cannot be stored is refused here, while nothing of the line is written yet.
+    encode(conversation.state, "state")
     if session is None:
         for event in conversation.events:
-            event.to_json()  # Refuses what could not be stored while nothing is written yet.
+            encode(event, "event")
         session = await service.create_session(
             **ids,
             state=conversation.state,
@@ -420,12 +426,13 @@ def _opening_id(messages: list[dict[str, Any]], openings: dict[str, int]) -> str
     return session_id if nth == 1 else f"{session_id}-{nth}"
 
 
-def _title(messages: list[dict[str, Any]]) -> str | None:
-    for message in messages:
-        if message["role"] == "user" and isinstance(message.get("content"), str):
-            words = " ".join(message["content"].split())
-            if words:
-                return words if len(words) <= _TITLE_CHARS else words[: _TITLE_CHARS - 1] + "…"
+def _title(fields: dict[str, Any], messages: list[dict[str, Any]]) -> str | None:
+    """Return the line's `title`, else the first words of the user, to tell sessions by."""
+    said = (message.get("content") for message in messages if message["role"] == "user")
+    for text in (fields.get("title"), *said):
+        if isinstance(text, str) and text.strip():
+            words = " ".join(text.encode(errors="replace").decode().split())
+            return words if len(words) <= _TITLE_CHARS else words[: _TITLE_CHARS - 1] + "…"
     return None
 
 

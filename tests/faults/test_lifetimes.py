@@ -1,0 +1,229 @@
+"""Services that are forked, shared by threads, cancelled, or closed while they are in use."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from threadline import (
+    DatabaseSessionService,
+    EngineClosedError,
+    Event,
+    StaleSessionError,
+)
+
+from .children import said
+from .evidence import check_integrity, read_all
+from .visitor import APP, ID, USER
+
+KEY = {"app_name": APP, "user_id": USER, "session_id": ID}
+
+
+def test_a_service_is_refused_after_a_fork_and_the_parent_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "forked.db"
+    first, *in_child, own, last = said(
+        "visitor.py", {"visit": "across_a_fork", "url": f"sqlite:///{path}"}
+    )
+    assert first == {"who": "parent", "error": None, "events": 1}
+    assert [(line["who"], line["error"]) for line in in_child] == [
+        ("child", "EngineClosedError")
+    ] * 2
+    for line in in_child:
+        assert str(path) in line["message"]
+        assert "in the child" in line["message"]
+    assert own == {"who": "child's own", "error": None, "events": 2}
+    assert last == {"who": "parent", "error": None, "events": 3}
+    check_integrity(path)
+
+
+def test_two_event_loops_share_one_service(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    service = DatabaseSessionService(f"sqlite:///{path}", on_stale="rebase")
+    start = threading.Barrier(2)
+    failures: list[BaseException] = []
+
+    async def append(worker: int) -> None:
+        session = await service.get_or_create_session(**KEY)
+        for turn in range(25):
+            event = Event(author=f"w{worker}", content="Hello", state={f"w{worker}": turn})
+            await service.append_event(session, event)
+
+    def work(first: int) -> None:
+        async def run() -> None:
+            await asyncio.gather(*(append(worker) for worker in range(first, first + 4)))
+
+        try:
+            start.wait()
+            asyncio.run(run())
+        except BaseException as error:  # noqa: BLE001 (shown by the test's own thread)
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+    async def check() -> None:
+        async with service:
+            events = await read_all(service, **KEY)
+            assert [event.seq for event in events] == list(range(1, 201))
+            session = await service.get_session(**KEY)
+            assert session is not None
+            assert session.state == {f"w{worker}": 24 for worker in range(8)}
+
+    asyncio.run(check())
+    check_integrity(path)
+
+
+@pytest.mark.parametrize("same_handle", [True, False])
+def test_a_cancelled_append_is_stored_at_most_once_and_can_be_retried(
+    tmp_path: Path, same_handle: bool
+) -> None:
+    path = tmp_path / "cancelled.db"
+    rng = random.Random(7)
+    counts = {"stored": 0, "not stored": 0}
+
+    async def run() -> None:
+        async with DatabaseSessionService(f"sqlite:///{path}") as service:
+            session = await service.create_session(**KEY)
+            for turn in range(200):
+                event = Event(author="ann", content=f"Turn {turn}", state={"turn": turn})
+                task = asyncio.create_task(service.append_event(session, event))
+                if turn % 2:
+                    await asyncio.sleep(rng.random() * 0.0005)
+                else:
+                    for _ in range(rng.randrange(6)):
+                        await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                # Whether it is stored is settled once the same event is appended again.
+                before = len(await read_all(service, **KEY))
+                counts["stored" if before == turn + 1 else "not stored"] += 1
+                if not same_handle:
+                    found = await service.get_session(**KEY)
+                    assert found is not None
+                    session = found
+                stored = await service.append_event(session, event, on_stale="rebase")
+                assert stored.seq == turn + 1
+                assert stored == event
+                assert session.revision == turn + 1
+                assert [e.seq for e in session.events] == list(range(1, turn + 2))
+                assert session.state == {"turn": turn}
+            events = await read_all(service, **KEY)
+            assert [event.state_turn for event in map(Turned, events)] == list(range(200))
+
+    asyncio.run(run())
+    assert all(counts.values()), counts
+
+
+class Turned:
+    """An event, seen as the turn it was made in."""
+
+    def __init__(self, event: Event) -> None:
+        self.state_turn = event.actions.state_delta["turn"]
+
+
+def test_a_cancelled_append_can_be_retried_under_the_default_policy(tmp_path: Path) -> None:
+    path = tmp_path / "cancelled.db"
+
+    async def run() -> None:
+        async with DatabaseSessionService(f"sqlite:///{path}") as service:
+            session = await service.create_session(**KEY)
+            for turn in range(100):
+                event = Event(author="ann", content=f"Turn {turn}")
+                task = asyncio.create_task(service.append_event(session, event))
+                for _ in range(turn % 6):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                # The handle may not know yet; the store knows the event by its id all the same.
+                assert (await service.append_event(session, event)).seq == turn + 1
+                assert session.revision == len(session.events) == turn + 1
+
+    asyncio.run(run())
+
+
+def test_a_service_that_is_closed_in_mid_work_leaves_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "closed.db"
+    rng = random.Random(3)
+
+    async def append(service: DatabaseSessionService, worker: int, stored: list[str]) -> None:
+        session = await service.get_or_create_session(**KEY)
+        for turn in range(50):
+            event = Event(id=f"{stored_rounds[0]}-{worker}-{turn}", author="ann", content="Hi")
+            try:
+                await service.append_event(session, event, on_stale="rebase")
+            except EngineClosedError:
+                return
+            stored.append(event.id)
+
+    stored_rounds = [0]
+
+    async def run() -> None:
+        kept: list[str] = []
+        for number in range(20):
+            stored_rounds[0] = number
+            service = DatabaseSessionService(f"sqlite:///{path}")
+            work = [asyncio.create_task(append(service, n, kept)) for n in range(4)]
+            await asyncio.sleep(rng.random() * 0.02)
+            await service.close()
+            done, waiting = await asyncio.wait(work, timeout=30)
+            assert not waiting, "an append waits for a service that was closed"
+            for task in done:
+                task.result()
+            # Closing is not the end: the next call opens the file again.
+            assert await service.get_session(**KEY) is not None or number == 0
+            await service.close()
+        async with DatabaseSessionService(f"sqlite:///{path}") as service:
+            ids = [event.id for event in await read_all(service, **KEY)]
+        assert len(set(ids)) == len(ids)
+        assert set(kept) <= set(ids)
+
+    asyncio.run(run())
+
+
+def test_a_relative_path_means_the_same_file_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    async def run() -> None:
+        async with DatabaseSessionService("sqlite:///./some.db") as service:
+            session = await service.create_session(**KEY)
+            os.chdir(tmp_path / "elsewhere")
+            await service.append_event(session, Event(author="ann", content="Hello"))
+            found = await service.get_session(**KEY)
+            assert found is not None
+            assert len(found.events) == 1
+
+    asyncio.run(run())
+    assert (tmp_path / "some.db").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_forgotten_service_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
+    path = tmp_path / "forgotten.db"
+
+    async def use() -> None:
+        service = DatabaseSessionService(f"sqlite:///{path}")
+        session = await service.create_session(**KEY)
+        await service.append_event(session, Event(author="ann", content="Hello"))
+        assert await service.get_session(**KEY) is not None
+
+    before = threading.active_count()
+    asyncio.run(use())
+    gc.collect()
+    assert threading.active_count() <= before
+    # The last connection that closes takes the log with it.
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
