@@ -101,19 +101,20 @@ async def _measure(
             await rounds.run(workload(scale), results, directory, say)
     if imports.NAME in wanted:
         imports.run(results, scale, say)
-    figures = {
-        disk.NAME: lambda: disk.run(results, scale, directory, say),
-        growth.NAME: lambda: growth.run(results, scale, directory, output, say),
-        memory.NAME: lambda: memory.run(results, scale, directory, say),
-    }
-    for name, measure in figures.items():
-        if name in wanted:
-            try:
-                await measure()
-            except Exception as error:  # what was measured before is reported all the same
-                results.failures.append(
-                    Failure(name, Threadline.name, f"{type(error).__name__}: {error}")
-                )
+    for name, figures in (
+        (disk.NAME, disk.run(results, scale, directory, say)),
+        (growth.NAME, growth.run(results, scale, directory, output, say)),
+        (memory.NAME, memory.run(results, scale, directory, say)),
+    ):
+        if name not in wanted:
+            figures.close()
+            continue
+        try:
+            await figures
+        except Exception as error:  # what was measured before is reported all the same
+            results.failures.append(
+                Failure(name, Threadline.name, f"{type(error).__name__}: {error}")
+            )
 
 
 if __name__ == "__main__":

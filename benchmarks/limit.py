@@ -79,7 +79,8 @@ class RawSqlite(Store):
             "display_name": None,
             "labels": None,
         }
-        ((number,),) = self._db.execute(self._sql["insert_session"], values).fetchall()
+        self._db.execute(self._sql["insert_session"], values).fetchall()
+        ((number,),) = self._db.execute("SELECT last_insert_rowid()").fetchall()
         return _Thread(number, key.owner, key.session)
 
     def event(self, index: int, delta: dict[str, Any] | None = None) -> Any:

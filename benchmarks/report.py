@@ -92,13 +92,14 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
     for kind in WORKLOADS:
         timings = [timing for timing in results.timings if timing.workload == kind.name]
         if timings:
-            section = _times(results, timings, kind.reference, kind.unit)
+            names = [store.name for store in kind.stores]
+            section = _times(results, timings, names, kind.reference, kind.unit)
             section.title = f"{kind.title} (`{kind.name}`)"
             section.text = kind(scale).describe()
             sections.append(section)
     timings = [timing for timing in results.timings if timing.workload == imports.NAME]
     if timings:
-        section = _times(results, timings, imports.REFERENCE, "import")
+        section = _times(results, timings, [*imports.STATEMENTS], imports.REFERENCE, "import")
         section.title = f"{imports.TITLE} (`{imports.NAME}`)"
         section.text = imports.describe(scale)
         sections.append(section)
@@ -132,10 +133,10 @@ def _aims(verdicts: list[Verdict]) -> Section:
     )
 
 
-def _times(results: Results, timings: list[Timing], reference: str, unit: str) -> Section:
+def _times(
+    results: Results, timings: list[Timing], names: list[str], reference: str, unit: str
+) -> Section:
     measures = list(dict.fromkeys(timing.measure for timing in timings))
-    names = list(dict.fromkeys(timing.store for timing in timings))
-    names.sort(key=lambda name: (_place(name), names.index(name)))
     rows = []
     for measure in measures:
         ours = results.timing(timings[0].workload, measure, reference)
@@ -161,13 +162,6 @@ def _times(results: Results, timings: list[Timing], reference: str, unit: str) -
         f"{unit}s a round",
     )
     return Section("", "", columns, rows)
-
-
-def _place(name: str) -> int:
-    """Sort ours first and the limit last, the peers between in their order."""
-    if name.startswith("threadline"):
-        return 0
-    return 2 if name.startswith("raw") else 1
 
 
 def _compared(timing: Timing, ours: Timing | None) -> tuple[str, str]:

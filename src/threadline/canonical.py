@@ -192,22 +192,31 @@ def _is_plain(data: bytes) -> bool:
 
 def dump(value: Any) -> Any:
     """Return a model as JSON types, unknown fields hoisted back; leave other values alone."""
-    if isinstance(value, Model):
-        plain = {
-            field.encode_name: dump(item)
-            for field in _fields(type(value))
-            if (item := getattr(value, field.name)) is not None and item != _default(field)
-        }
-        return {**plain, **(value.extra or {})}
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    if isinstance(value, list) and value and isinstance(value[0], Model):
-        return [dump(item) for item in value]
-    if isinstance(value, dict) and any(isinstance(item, Model) for item in value.values()):
-        return {key: dump(item) for key, item in value.items()}
-    return value
+    if not isinstance(value, Model):
+        return value
+    plain = {
+        field.encode_name: _dump_field(item, field.type)
+        for field in _fields(type(value))
+        if (item := getattr(value, field.name)) is not None and item != _default(field)
+    }
+    return {**plain, **(value.extra or {})}
+
+
+def _dump_field(item: Any, kind: Any) -> Any:
+    """Go by the declared type: what a user put into a dict is not ours to convert."""
+    for option in (kind, *get_args(kind)):
+        origin, item_kind = get_origin(option), (get_args(option) or (None,))[-1]
+        if _is_model(option):
+            return dump(item)
+        if option is bytes and isinstance(item, bytes):
+            return base64.b64encode(item).decode()
+        if origin is frozenset:
+            return sorted(item)
+        if origin is list and _is_model(item_kind):
+            return [dump(one) for one in item]
+        if origin is dict and _is_model(item_kind):
+            return {key: dump(one) for key, one in item.items()}
+    return item
 
 
 def build(kind: Any, value: Any, path: str) -> Any:

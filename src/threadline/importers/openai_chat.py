@@ -94,14 +94,14 @@ class Conversation(msgspec.Struct, kw_only=True, frozen=True):
     events: list[Event]
 
 
-class BadLine(msgspec.Struct, frozen=True):
+class BadLine(msgspec.Struct, frozen=True, rename="camel"):
     """A line that was left out, and why."""
 
     line: int
     reason: str
 
 
-class ImportReport(msgspec.Struct, kw_only=True, frozen=True):
+class ImportReport(msgspec.Struct, kw_only=True, frozen=True, rename="camel"):
     """What an import found and what it changed."""
 
     conversations: int = 0

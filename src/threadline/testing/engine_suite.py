@@ -1,0 +1,255 @@
+"""What the service relies on in an engine, row by row.
+
+Most of an engine's meaning shows through a service and is tested by ServiceSuite; here stands
+what only the seam shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from threadline.engines.base import (
+    Engine,
+    EventClashError,
+    Handle,
+    NewEvent,
+    NewSession,
+    Position,
+    Scope,
+    SessionKey,
+    SessionQuery,
+    StateRows,
+    Window,
+    session_key,
+)
+from threadline.errors import AlreadyExistsError, SessionNotFoundError, StaleSessionError
+from threadline.testing.loops import asynchronous
+
+KEY = session_key("app", "user", "s")
+NO_STATE = StateRows({}, {}, {})
+_ids = itertools.count()
+
+
+def event(
+    body: bytes = b"", id: str | None = None, timestamp: float = 1.0, **state: bytes
+) -> NewEvent:
+    """Make an event; bodies hold the id as every stored event's JSON does."""
+    id = id or f"e{next(_ids)}"
+    return NewEvent(
+        id=id,
+        timestamp=timestamp,
+        body=b'{"id":"%b","text":"%b"}' % (id.encode(), body),
+        state=StateRows({}, {}, state),
+    )
+
+
+async def created(engine: Engine, key: SessionKey = KEY, time: float = 1.0) -> Handle:
+    """Open the engine, make its tables and one session."""
+    await prepared(engine)
+    snapshot = await engine.create(NewSession(key=key, created=time), NO_STATE, now=time)
+    return Handle(key=key, revision=0, incarnation=snapshot.session.incarnation)
+
+
+async def prepared(engine: Engine) -> None:
+    """Open the engine and make its tables."""
+    from threadline import migrations
+    from threadline.engines.base import Migratable
+
+    await engine.open()
+    if isinstance(engine, Migratable):
+        await migrations.upgrade(engine)
+
+
+@asynchronous
+class EngineSuite:
+    """Inherit it and override the `engine` fixture."""
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        """Return a new engine over an empty store, unopened."""
+        raise NotImplementedError("Override the `engine` fixture.")
+
+    async def test_create_returns_what_load_returns(self, engine: Engine) -> None:
+        await prepared(engine)
+        new = NewSession(key=KEY, created=1.5, expires=9.0, display_name="d", labels='{"a":"b"}')
+        state = StateRows({"a": b"1"}, {"u": b"2"}, {"s": b"3"})
+        snapshot = await engine.create(new, state, now=1.5)
+        assert await engine.load(KEY, Window(), now=1.5) == snapshot
+        assert snapshot.state == state
+        assert snapshot.session.revision == 0
+
+    async def test_create_refuses_an_id_that_is_taken(self, engine: Engine) -> None:
+        await created(engine)
+        with pytest.raises(AlreadyExistsError):
+            await engine.create(NewSession(key=KEY, created=2.0), StateRows({"a": b"1"}, {}, {}), now=2)
+        assert await engine.state(Scope(KEY.app_key)) == {}
+
+    async def test_create_replaces_an_expired_session(self, engine: Engine) -> None:
+        await prepared(engine)
+        old = await engine.create(
+            NewSession(key=KEY, created=1.0, expires=2.0), StateRows({}, {}, {"k": b"1"}), now=1
+        )
+        handle = Handle(key=KEY, revision=0, incarnation=old.session.incarnation)
+        await engine.append(handle, [event()], rebase=False, now=1)
+        new = await engine.create(NewSession(key=KEY, created=3.0), NO_STATE, now=3)
+        assert new.state == NO_STATE
+        assert new.session.incarnation != old.session.incarnation
+        loaded = await engine.load(KEY, Window(), now=3)
+        assert loaded is not None
+        assert loaded.events == []
+
+    async def test_append_numbers_events_and_returns_them(self, engine: Engine) -> None:
+        handle = await created(engine)
+        events = [event(b"a", timestamp=5.0), event(b"b", timestamp=3.0)]
+        appended = await engine.append(handle, events, rebase=False, now=1)
+        assert list(appended.seqs) == [1, 2]
+        assert list(appended.missed) == []
+        assert (appended.revision, appended.updated) == (2, 3.0)
+        loaded = await engine.load(KEY, Window(), now=1)
+        assert loaded is not None
+        assert loaded.events == [(1, events[0].body), (2, events[1].body)]
+        assert (loaded.session.revision, loaded.session.updated) == (2, 3.0)
+
+    async def test_append_applies_the_state_of_new_events_only(self, engine: Engine) -> None:
+        handle = await created(engine)
+        first = event(k=b"1")
+        await engine.append(handle, [first], rebase=False, now=1)
+        later = Handle(key=KEY, revision=1, incarnation=handle.incarnation)
+        await engine.append(later, [event(k=b"2")], rebase=False, now=1)
+        await engine.append(later, [first], rebase=False, now=1)
+        loaded = await engine.load(KEY, Window(), now=1)
+        assert loaded is not None
+        assert loaded.state.session == {"k": b"2"}
+
+    async def test_an_id_with_another_body_clashes(self, engine: Engine) -> None:
+        handle = await created(engine)
+        await engine.append(handle, [event(b"a", id="x")], rebase=False, now=1)
+        with pytest.raises(EventClashError) as clash:
+            await engine.append(handle, [event(), event(b"b", id="x")], rebase=True, now=1)
+        assert clash.value.index == 1
+        assert clash.value.stored == (1, event(b"a", id="x").body)
+        loaded = await engine.load(KEY, Window(), now=1)
+        assert loaded is not None
+        assert len(loaded.events) == 1
+
+    async def test_a_stale_handle_is_refused_with_the_rows_it_missed(self, engine: Engine) -> None:
+        handle = await created(engine)
+        seen = event()
+        await engine.append(handle, [seen], rebase=False, now=1)
+        with pytest.raises(StaleSessionError) as stale:
+            await engine.append(handle, [event()], rebase=False, now=1)
+        assert list(stale.value.missed) == [(1, seen.body)]
+
+    async def test_rebase_returns_the_rows_between(self, engine: Engine) -> None:
+        handle = await created(engine)
+        a, b, c = event(), event(), event()
+        await engine.append(handle, [a, b], rebase=False, now=1)
+        appended = await engine.append(handle, [c], rebase=True, now=1)
+        assert list(appended.missed) == [(1, a.body), (2, b.body)]
+        assert list(appended.seqs) == [3]
+        again = await engine.append(handle, [c, b], rebase=True, now=1)
+        assert (list(again.seqs), list(again.missed)) == ([3, 2], [(1, a.body)])
+
+    async def test_another_incarnation_is_not_found(self, engine: Engine) -> None:
+        handle = await created(engine)
+        await engine.delete(KEY)
+        fresh = await engine.create(NewSession(key=KEY, created=2.0), NO_STATE, now=2)
+        assert fresh.session.incarnation != handle.incarnation
+        with pytest.raises(SessionNotFoundError):
+            await engine.append(handle, [event()], rebase=True, now=2)
+
+    async def test_concurrent_appends_each_succeed_or_fail_alone(self, engine: Engine) -> None:
+        handle = await created(engine)
+        missing = Handle(key=session_key("app", "user", "missing"), revision=0)
+        jobs = [
+            engine.append(missing if n % 3 == 0 else handle, [event(k=b"%d" % n)], rebase=True, now=1)
+            for n in range(60)
+        ]
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        failed = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
+        assert failed == list(range(0, 60, 3))
+        loaded = await engine.load(KEY, Window(), now=1)
+        assert loaded is not None
+        assert [seq for seq, _ in loaded.events] == list(range(1, 41))
+
+    async def test_windows(self, engine: Engine) -> None:
+        handle = await created(engine)
+        times = [1.0, 5.0, 2.0, 5.0, 3.0, 4.0]
+        await engine.append(handle, [event(timestamp=t) for t in times], rebase=False, now=1)
+        for after, before, since, limit, newest in itertools.product(
+            (0, 2, 9), (None, 0, 1, 5, 99), (None, 3.0), (None, 0, 2, 99), (False, True)
+        ):
+            window = Window(
+                after_seq=after, before_seq=before, after_timestamp=since, limit=limit, newest=newest
+            )
+            expected = [
+                seq
+                for seq, time in enumerate(times, 1)
+                if seq > after and (before is None or seq < before) and time >= (since or 0)
+            ]
+            if limit is not None:
+                expected = expected[max(len(expected) - limit, 0) :] if newest else expected[:limit]
+            loaded = await engine.load(KEY, window, now=1)
+            assert loaded is not None
+            assert [seq for seq, _ in loaded.events] == expected, window
+
+    async def test_a_load_without_state_reads_none(self, engine: Engine) -> None:
+        await prepared(engine)
+        await engine.create(NewSession(key=KEY, created=1.0), StateRows({"a": b"1"}, {}, {}), now=1)
+        loaded = await engine.load(KEY, Window(), now=1, state=False)
+        assert loaded is not None
+        assert loaded.state == NO_STATE
+
+    async def test_patch_reads_the_keys_it_names_and_writes_the_result(self, engine: Engine) -> None:
+        await prepared(engine)
+        scope = Scope(KEY.owner)
+        await engine.patch(scope, [], lambda _: {"a": b"1", "b": b"2"}, now=1)
+        seen: list[dict[str, bytes]] = []
+
+        def change(stored: object) -> dict[str, bytes | None]:
+            seen.append(dict(stored))  # type: ignore[call-overload]
+            return {"a": None, "c": b"3"}
+
+        await engine.patch(scope, ["a", "x"], change, now=1)
+        assert seen == [{"a": b"1"}]
+        assert await engine.state(scope) == {"b": b"2", "c": b"3"}
+
+    async def test_a_patch_that_raises_writes_nothing(self, engine: Engine) -> None:
+        await prepared(engine)
+        scope = Scope(KEY.owner)
+
+        def change(_: object) -> dict[str, bytes | None]:
+            raise SessionNotFoundError("refused")
+
+        with pytest.raises(SessionNotFoundError, match="refused"):
+            await engine.patch(scope, [], change, now=1)
+        assert await engine.state(scope) == {}
+
+    async def test_delete_tells_whether_there_was_one(self, engine: Engine) -> None:
+        await created(engine)
+        assert await engine.delete(KEY) is True
+        assert await engine.delete(KEY) is False
+
+    async def test_sessions_begin_after_a_position(self, engine: Engine) -> None:
+        await prepared(engine)
+        for time, user, id in ((1.0, "b", "x"), (1.0, "a", "y"), (1.0, "a", "x"), (2.0, "a", "z")):
+            key = session_key("app", user, id)
+            await engine.create(NewSession(key=key, created=time), NO_STATE, now=1)
+        after = Position(1.0, "a", "x")
+        for descending, expected in (
+            (False, [("a", "y"), ("b", "x"), ("a", "z")]),
+            (True, []),
+        ):
+            query = SessionQuery(app_key=KEY.app_key, after=after, descending=descending)
+            page = await engine.sessions(query, now=1)
+            assert [(row.user, row.id) for row, _ in page] == expected
+
+    async def test_open_and_close_can_be_repeated(self, engine: Engine) -> None:
+        handle = await created(engine)
+        await engine.open()
+        await engine.append(handle, [event()], rebase=False, now=1)
+        await engine.close()
+        await engine.close()
