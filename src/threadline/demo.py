@@ -31,7 +31,6 @@ from threadline.sync import DatabaseSessionService as BlockingService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
-
     from typing import Self
 
     from rich.console import Console

@@ -265,7 +265,7 @@ def _session_key(app: str, user: str, id: str) -> SessionKey:
         id=id,
         app_key=app_scope(app).owner,
         owner=user_scope(app, user).owner,
-        session=_digest(id),
+        session=digest(id),
     )
 
 
@@ -273,13 +273,13 @@ def user_scope(app: str, user: str) -> Scope:
     """Return the scope of a user's state, or raise InvalidIdError."""
     check_id("app_name", app)
     check_id("user_id", user)
-    return Scope(_digest(app, user))
+    return Scope(digest(app, user))
 
 
 def app_scope(app: str) -> Scope:
     """Return the scope of an app's state, or raise InvalidIdError."""
     check_id("app_name", app)
-    return Scope(_digest(app))
+    return Scope(digest(app))
 
 
 def check_id(name: str, value: object) -> None:
@@ -296,10 +296,13 @@ def check_id(name: str, value: object) -> None:
         )
 
 
-def _digest(*ids: str) -> bytes:
-    """Hash ids so that ("a:b", "c") and ("a", "b:c") differ: each goes in with its length."""
-    digest = hashlib.blake2b(digest_size=16)
+def digest(*ids: str) -> bytes:
+    """Return 16 bytes that stand for ids of any length.
+
+    Each id goes in with its length, so that ("a:b", "c") and ("a", "b:c") differ.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
     for encoded in map(str.encode, ids):
-        digest.update(len(encoded).to_bytes(4, "big"))
-        digest.update(encoded)
-    return digest.digest()
+        hashed.update(len(encoded).to_bytes(4, "big"))
+        hashed.update(encoded)
+    return hashed.digest()

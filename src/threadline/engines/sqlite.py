@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import hashlib
 import itertools
 import os
 import random
@@ -33,6 +32,7 @@ from threadline.engines.base import (
     Snapshot,
     StateRows,
     Window,
+    digest,
 )
 from threadline.errors import (
     AlreadyExistsError,
@@ -241,7 +241,7 @@ class SqliteEngine:
     ) -> Appended:
         """Store events at the end of the log, with their state; skip those that are there."""
         key = handle.key
-        hashes = [_id_hash(event.id) for event in events]
+        id_keys = [digest(event.id) for event in events]
 
         def work(db: sqlite3.Connection) -> Appended:
             row = _find(db, key)
@@ -254,7 +254,9 @@ class SqliteEngine:
             no = row.incarnation
             known: list[int | None] = []
             for index, event in enumerate(events):
-                stored = _event_by_id(db, no, event.id, hashes[index])
+                stored: EventRow | None = db.execute(
+                    SQL["select_event_by_id"], (no, id_keys[index])
+                ).fetchone()
                 if stored is not None and stored[1] != event.body:
                     raise EventClashError(index, stored)
                 known.append(stored and stored[0])
@@ -279,7 +281,7 @@ class SqliteEngine:
                     event = events[i]
                     db.execute(
                         SQL["insert_event"],
-                        (no << SEQ_BITS | seqs[i], hashes[i], event.timestamp, event.body),
+                        (no << SEQ_BITS | seqs[i], id_keys[i], event.timestamp, event.body),
                     )
                 _apply(db, key, [events[i].state for i in new])
             revision = max(handle.revision, *seqs)
@@ -402,18 +404,6 @@ def _is_expired(row: SessionRow, now: float) -> bool:
     return row.expires is not None and row.expires <= now
 
 
-def _event_by_id(db: sqlite3.Connection, no: int, id: str, id_hash: int) -> EventRow | None:
-    for row in db.execute(SQL["select_event_by_id"], {"no": no, "id_hash": id_hash}).fetchall():
-        stored: EventRow = row
-        if msgspec.json.decode(stored[1], type=_Identified).id == id:
-            return stored
-    return None
-
-
-class _Identified(msgspec.Struct):
-    id: str
-
-
 def _select(db: sqlite3.Connection, no: int, window: Window) -> list[EventRow]:
     if window.limit == 0:
         return []
@@ -462,11 +452,6 @@ def _numbered(known: Sequence[int | None], revision: int) -> Iterator[int]:
     """Give each new event the next seq; those that are there keep theirs."""
     new = itertools.count(revision + 1)
     return (next(new) if seq is None else seq for seq in known)
-
-
-def _id_hash(id: str) -> int:
-    digest = hashlib.blake2b(id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -13,10 +13,8 @@ SELECT app, user, id, no, revision, created, updated, expires, display_name, lab
  WHERE owner = :owner AND session = :session
 
 -- name: select_event_by_id
--- Two ids may share a hash, so the caller compares the ids in the bodies.
-SELECT place & 4294967295, body
-  FROM threadline_event
- WHERE place >> 32 = :no AND id_hash = :id_hash
+-- Whether this id is a repeated one.
+SELECT place & 4294967295, body FROM threadline_event WHERE place >> 32 = ? AND id_key = ?
 
 -- name: bump_session
 -- The caller holds the write lock and has compared the revision.
@@ -24,7 +22,7 @@ UPDATE threadline_session SET revision = :revision, updated = :updated WHERE no 
 
 -- name: insert_event
 -- `place` is no * 2^32 + seq.
-INSERT INTO threadline_event (place, id_hash, timestamp, body) VALUES (?, ?, ?, ?)
+INSERT INTO threadline_event (place, id_key, timestamp, body) VALUES (?, ?, ?, ?)
 
 -- name: upsert_state
 -- A key is replaced whole; keys that a delta does not name are not touched.

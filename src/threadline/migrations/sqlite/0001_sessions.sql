@@ -30,14 +30,14 @@ CREATE INDEX threadline_session_of_user_by_created ON threadline_session (owner,
 
 -- One row per event. `place` is the session's no and the event's seq in one integer
 -- (no * 2^32 + seq): a session's events lie together in order, in a table without a second
--- tree for its key. `id_hash` finds a repeated id; the id itself is in the body.
+-- tree for its key. `id_key` is made of the event's id; the id itself is in the body.
 CREATE TABLE threadline_event (
     place     INTEGER PRIMARY KEY,
-    id_hash   INTEGER NOT NULL,
+    id_key    BLOB    NOT NULL,
     timestamp REAL    NOT NULL,
     body      BLOB    NOT NULL
 );
-CREATE INDEX threadline_event_by_id ON threadline_event (place >> 32, id_hash);
+CREATE UNIQUE INDEX threadline_event_by_id ON threadline_event (place >> 32, id_key);
 
 -- One row per key. `session` is empty for a user's state, and for an app's, whose owner key is
 -- made of the app alone.
