@@ -496,6 +496,17 @@ def test_a_shorter_conversation_takes_nothing_away(
     assert to_messages(stored(service, "a")) == TALK
 
 
+def test_a_session_that_a_killed_import_left_empty_is_filled(
+    service: InMemorySessionService, tmp_path: Path
+) -> None:
+    asyncio.run(service.create_session(app_name="openai-chat", user_id="imported", session_id="a"))
+    path = write_lines(tmp_path / "t.jsonl", {"id": "a", "messages": TALK})
+    report = run_import(service, path)
+    assert (report.sessions_created, report.events_added) == (0, 5)
+    assert to_messages(stored(service, "a")) == TALK
+    assert stored(service, "a").state == {"id": "a"}
+
+
 def test_a_changed_message_is_refused(service: InMemorySessionService, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", {"id": "a", "messages": TALK})
     run_import(service, path)

@@ -52,6 +52,4 @@ def test_ten_thousand_hostile_calls_agree_with_the_reference(tmp_path):
 
 
 def test_hostile_calls_in_memory_agree_with_the_reference():
-    run_machine(
-        lambda: DatabaseSessionService("sqlite:///:memory:"), examples=10, reopens=False
-    )
+    run_machine(lambda: DatabaseSessionService("sqlite:///:memory:"), examples=10, reopens=False)

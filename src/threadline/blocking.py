@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadline.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Coroutine
 
 T = TypeVar("T")

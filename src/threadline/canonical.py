@@ -49,17 +49,16 @@ _INT_BITS_MAX = 14_000  # about 4,200 digits; Python refuses to parse more than 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
-@dataclass_transform(
-    frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,)
-)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class ModelMeta(msgspec.StructMeta):
     """Let constructors take dicts and google objects where a field is a model."""
 
-    def __call__(cls, *args: Any, **fields: Any) -> Any:
-        for name, kind, item_kind in _model_fields(cls):
-            value = fields.get(name)
-            if value is None:
+    def __call__(cls, *args: Any, **fields: Any) -> Any:  # noqa: N805 - a metaclass
+        models = _model_fields(cls)
+        for name, value in fields.items():
+            if value is None or name not in models:
                 continue
+            kind, item_kind = models[name]
             if item_kind is None:
                 if type(value) is not kind:
                     fields[name] = build(kind, value, name)
@@ -79,6 +78,7 @@ class Model(
     omit_defaults=True,
     forbid_unknown_fields=True,
     repr_omit_defaults=True,
+    gc=False,
 ):
     """The base of every model: immutable, compared by value, lossless in JSON."""
 
@@ -135,7 +135,8 @@ def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any]:
     kind = type(value) if isinstance(value, Model) else None
     try:
         data = _encoder.encode(value)
-        if _is_plain(data):
+        # Neither unknown fields, nor so deep that it might not load under a deep stack.
+        if _EXTRA_BYTES not in data and data.count(b"[") + data.count(b"{") < DEPTH_MAX:
             again = _decoder(kind).decode(data)
             if again == value:
                 return data, again
@@ -180,11 +181,6 @@ _encoder = msgspec.json.Encoder()
 @functools.lru_cache(maxsize=64)
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(Any if kind is None else kind)
-
-
-def _is_plain(data: bytes) -> bool:
-    """Whether the fast path's bytes can be trusted to be neither `extra` nor too deep."""
-    return _EXTRA_BYTES not in data and data.count(b"[") + data.count(b"{") < DEPTH_MAX
 
 
 # -- the slow path ----------------------------------------------------------------------
@@ -344,18 +340,18 @@ def _spellings(kind: type[Model]) -> dict[str, msgspec.structs.FieldInfo]:
 
 
 @functools.lru_cache(maxsize=256)
-def _model_fields(cls: Any) -> tuple[tuple[str, Any, type[Model] | None], ...]:
-    """The fields of `cls` that hold models: name, type, and the items' type of a container."""
-    found: list[tuple[str, Any, type[Model] | None]] = []
+def _model_fields(cls: Any) -> dict[str, tuple[Any, type[Model] | None]]:
+    """The fields of `cls` that hold models: their type, and the items' type of a container."""
+    found: dict[str, tuple[Any, type[Model] | None]] = {}
     for field in msgspec.structs.fields(cls):
         for kind in (field.type, *get_args(field.type)):
             if _is_model(kind):
-                found.append((field.name, kind, None))
+                found[field.name] = kind, None
             elif get_args(kind) and _is_model(get_args(kind)[-1]):
-                found.append((field.name, kind, get_args(kind)[-1]))
+                found[field.name] = kind, get_args(kind)[-1]
             elif get_origin(kind) is frozenset:
-                found.append((field.name, frozenset, None))
-    return tuple(found)
+                found[field.name] = frozenset, None
+    return found
 
 
 def _is_model(kind: Any) -> bool:

@@ -157,10 +157,9 @@ def import_openai_chat(
         TaskProgressColumn(),
         TextColumn("{task.fields[events]:,} events"),
     )
-    with (
-        _one_message(),
-        Progress(*columns, console=_console(stderr=True), transient=True) as progress,
-    ):
+    console = _console(stderr=True)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with _one_message(), bar as progress:
         task = progress.add_task("", events=0)
         report = _with_service(
             db,

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+
+def _uuid4() -> str:
+    return str(uuid.uuid4())
+
+
 _now: Callable[[], float] = _time.time
-_new_id: Callable[[], str] = lambda: str(uuid.uuid4())
+_new_id: Callable[[], str] = _uuid4
 
 
 def now() -> float:

@@ -33,8 +33,7 @@ def event_to_row(event: Event) -> tuple[NewEvent, Event]:
         raise InvalidInputError(f"event.timestamp must be a finite number, got {timestamp!r}.")
     delta = event.actions.state_delta
     changes: dict[str, Any] = {} if event.seq is None else {"seq": None}
-    temp = state.temp_keys(delta)
-    if temp:
+    if delta and (temp := state.temp_keys(delta)):
         kept = {key: value for key, value in delta.items() if key not in temp}
         changes["actions"] = msgspec.structs.replace(event.actions, state_delta=kept)
     if changes:
@@ -66,20 +65,19 @@ def rows_to_events(rows: Sequence[EventRow]) -> list[Event]:
     return events
 
 
-def with_seq(event: Event, seq: int) -> Event:
+def set_seq(event: Event, seq: int) -> None:
     """Set the store's number on an event that nobody else holds yet."""
     _set(event, "seq", seq)
-    return event
 
 
 def state_to_rows(delta: Mapping[str, Any]) -> StateRows:
     """Split a delta by scope and encode its values."""
-    return StateRows(
-        *(
-            {key: encode(value, f"state[{key!r}]") for key, value in scope.items()}
-            for scope in state.split(delta)
-        )
-    )
+    app, user, session = state.split(delta)
+    return StateRows(_encoded(app), _encoded(user), _encoded(session))
+
+
+def _encoded(scope: dict[str, Any]) -> dict[str, bytes]:
+    return {key: encode(value, f"state[{key!r}]") for key, value in scope.items()}
 
 
 def rows_to_state(rows: StateRows) -> dict[str, Any]:

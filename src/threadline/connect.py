@@ -16,7 +16,12 @@ DURABILITIES = ("full", "normal")
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SQLITE = {"sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"}
-_COMING = {"postgresql": "PostgreSQL", "postgres": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
+_COMING = {
+    "postgresql": "PostgreSQL",
+    "postgres": "PostgreSQL",
+    "mysql": "MySQL",
+    "mariadb": "MariaDB",
+}
 
 
 def connect(url: str, *, durability: str = "full", busy_timeout_s: float = 30.0) -> Engine:
@@ -68,9 +73,7 @@ def _sqlite(rest: str, durability: str, busy_timeout_s: float) -> Engine:
             f"one: write sqlite:///{path}"
         )
     # Two slashes end the scheme; the next one only separates: a relative path follows it.
-    return SqliteEngine(
-        unquote(path[1:]), durability=durability, busy_timeout_s=busy_timeout_s
-    )
+    return SqliteEngine(unquote(path[1:]), durability=durability, busy_timeout_s=busy_timeout_s)
 
 
 def _shown(url: object) -> str:

@@ -45,9 +45,7 @@ class History(Sequence[Event]):
 
     def __iter__(self) -> Iterator[Event]:
         places = [i for i, item in enumerate(self._items) if type(item) is tuple]
-        for i, event in zip(
-            places, rows_to_events([self._items[i] for i in places]), strict=True
-        ):
+        for i, event in zip(places, rows_to_events([self._items[i] for i in places]), strict=True):
             self._items[i] = event
         return iter(self._items[:])  # appends may go on while the holder iterates
 

@@ -95,36 +95,44 @@ class EventActions(Model):
     set_model_response: Any = None
 
 
-@dataclass_transform(
-    frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,)
-)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class EventMeta(ModelMeta):
     """Give `Event(...)` the shorthands of ADK's constructor."""
 
-    def __call__(cls, *args: Any, **fields: Any) -> Any:
-        message = fields.pop("message", None)
-        if message is not None:
-            if fields.get("content") is not None:
-                raise InvalidInputError("Give an event `content` or `message`, not both.")
-            content: Content = build(Content, message, "message")
-            fields["content"] = (
-                content if content.role else msgspec.structs.replace(content, role="user")
-            )
-        state, route = fields.pop("state", None), fields.pop("route", None)
-        if state is not None or route is not None:
-            actions: EventActions = build(
-                EventActions, fields.get("actions") or EventActions(), "actions"
-            )
-            fields["actions"] = msgspec.structs.replace(
-                actions,
-                state_delta=actions.state_delta if state is None else dict(state),
-                route=actions.route if route is None else route,
-            )
-        if "node_path" in fields:
-            fields["node_info"] = NodeInfo(path=fields.pop("node_path"))
+    def __call__(cls, *args: Any, **fields: Any) -> Any:  # noqa: N805 - a metaclass
+        if not fields.keys().isdisjoint(_SHORTHANDS):
+            _expand(fields)
         if fields.get("id") == "":
             del fields["id"]
         return super().__call__(*args, **fields)
+
+
+_SHORTHANDS = frozenset({"message", "state", "route", "node_path"})
+
+
+def _expand(fields: dict[str, Any]) -> None:
+    """Replace shorthands among an event's arguments by what they stand for."""
+    message = fields.pop("message", None)
+    if message is not None:
+        if fields.get("content") is not None:
+            raise InvalidInputError("Give an event `content` or `message`, not both.")
+        content: Content = build(Content, message, "message")
+        fields["content"] = (
+            content if content.role else msgspec.structs.replace(content, role="user")
+        )
+    state, route = fields.pop("state", None), fields.pop("route", None)
+    if state is not None or route is not None:
+        actions: EventActions = build(
+            EventActions, fields.get("actions") or EventActions(), "actions"
+        )
+        fields["actions"] = msgspec.structs.replace(
+            actions,
+            state_delta=actions.state_delta if state is None else dict(state),
+            route=actions.route if route is None else route,
+        )
+    node_path = fields.pop("node_path", None)
+    if node_path is not None:
+        fields["node_info"] = NodeInfo(path=node_path)
 
 
 class Event(Model, metaclass=EventMeta):

@@ -15,7 +15,7 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -184,7 +184,7 @@ class Runner:
         """Wait until everything is stored; the session service stays open for its owner."""
         await self.session_service.flush()
 
-    async def __aenter__(self) -> Runner:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ import abc
 import asyncio
 import base64
 import binascii
-import datetime
+import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -55,7 +55,7 @@ from threadline.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from threadline.engines.base import Appended
 
@@ -74,8 +74,8 @@ class BaseSessionService(abc.ABC):
         user_id: str,
         state: dict[str, Any] | None = None,
         session_id: str | None = None,
-        ttl: float | datetime.timedelta | None = None,
-        expire_time: float | datetime.datetime | None = None,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | None = None,
         display_name: str | None = None,
         labels: dict[str, str] | None = None,
     ) -> Session:
@@ -93,8 +93,8 @@ class BaseSessionService(abc.ABC):
         user_id: str,
         session_id: str,
         state: dict[str, Any] | None = None,
-        ttl: float | datetime.timedelta | None = None,
-        expire_time: float | datetime.datetime | None = None,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | None = None,
         display_name: str | None = None,
         labels: dict[str, str] | None = None,
     ) -> Session:
@@ -186,8 +186,7 @@ class BaseSessionService(abc.ABC):
         was deleted or has expired; EventConflictError if another event has this id;
         UnsupportedValueError for a value that would not come back equal.
         """
-        (stored,) = await self.append_events(session, [event], on_stale=on_stale)
-        return stored
+        return (await self.append_events(session, (event,), on_stale=on_stale))[0]
 
     @abc.abstractmethod
     async def append_events(
@@ -237,10 +236,10 @@ class BaseSessionService(abc.ABC):
         No handle becomes stale; `refresh` shows it the new values.
         """
 
-    async def flush(self) -> None:
+    async def flush(self) -> None:  # noqa: B027 - nothing to do is the rule
         """Do nothing: an append that returned is stored (ADK's Runner calls this)."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - some services hold nothing
         """Let go of connections and threads."""
 
     async def __aenter__(self) -> Self:
@@ -281,8 +280,8 @@ class EngineSessionService(BaseSessionService):
         user_id: str,
         state: dict[str, Any] | None = None,
         session_id: str | None = None,
-        ttl: float | datetime.timedelta | None = None,
-        expire_time: float | datetime.datetime | None = None,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | None = None,
         display_name: str | None = None,
         labels: dict[str, str] | None = None,
     ) -> Session:
@@ -357,7 +356,9 @@ class EngineSessionService(BaseSessionService):
             return ListSessionsResponse(sessions=sessions)
         last = cut[-1][0]
         place = Position(last.created if order == "created" else last.updated, last.user, last.id)
-        return ListSessionsResponse(sessions=sessions, next_cursor=_position_to_cursor(place, asked))
+        return ListSessionsResponse(
+            sessions=sessions, next_cursor=_position_to_cursor(place, asked)
+        )
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session, its events and its state; a missing one is no error."""
@@ -398,11 +399,20 @@ class EngineSessionService(BaseSessionService):
     ) -> list[Event]:
         """Store several events in one transaction: all of them, or none."""
         rebase = (_check_policy(on_stale) if on_stale else self._on_stale) == "rebase"
-        given = [event if isinstance(event, Event) else Event.from_dict(event) for event in events]
-        coded = [self._encode(event) for event in given if not event.partial]
-        if not coded:
+        given: list[Event] = []
+        rows: list[NewEvent] = []
+        stored: list[Event] = []
+        for one in events:
+            event = one if isinstance(one, Event) else Event.from_dict(one)
+            given.append(event)
+            if not event.partial:
+                state.check_schema(self.state_schema, event.actions.state_delta)
+                row, clean = codec.event_to_row(event)
+                rows.append(row)
+                stored.append(clean)
+        if not rows:
             return given
-        if len({row.id for row, _ in coded}) < len(coded):
+        if len(rows) > 1 and len({row.id for row in rows}) < len(rows):
             raise EventConflictError("Two of the events to be appended have the same id.")
         engine = await self._ready()
         # Appends through one handle take turns: each needs the revision the last one left.
@@ -412,25 +422,18 @@ class EngineSessionService(BaseSessionService):
                 revision=_revision(session),
                 incarnation=session.incarnation,
             )
-            appended = await self._store(engine, handle, [row for row, _ in coded], rebase)
-            stored = [
-                codec.with_seq(event, seq)
-                for (_, event), seq in zip(coded, appended.seqs, strict=True)
-            ]
+            appended = await self._store(engine, handle, rows, rebase)
+            for event, seq in zip(stored, appended.seqs, strict=True):
+                codec.set_seq(event, seq)
             _advance(session, handle.revision, appended, stored)
             for event in given:
-                if not event.partial:
-                    state.write_through(
-                        session.state, state.temp_keys(event.actions.state_delta)
-                    )
+                temp = state.temp_keys(event.actions.state_delta)
+                if temp and not event.partial:
+                    state.write_through(session.state, temp)
+        if len(stored) == len(given):
+            return stored
         complete = iter(stored)
         return [event if event.partial else next(complete) for event in given]
-
-    def _encode(self, event: Event) -> tuple[NewEvent, Event]:
-        delta = event.actions.state_delta
-        if delta and self.state_schema is not None:
-            state.check_schema(self.state_schema, delta)
-        return codec.event_to_row(event)
 
     async def _store(
         self, engine: Engine, handle: Handle, rows: list[NewEvent], rebase: bool
@@ -540,9 +543,7 @@ class EngineSessionService(BaseSessionService):
 class InMemorySessionService(EngineSessionService):
     """Sessions in the memory of this process, for tests and throw-away runs."""
 
-    def __init__(
-        self, *, on_stale: OnStale = "raise", state_schema: type | None = None
-    ) -> None:
+    def __init__(self, *, on_stale: OnStale = "raise", state_schema: type | None = None) -> None:
         super().__init__(MemoryEngine(), on_stale=on_stale, state_schema=state_schema)
 
 
@@ -590,10 +591,10 @@ def _revision(session: Session) -> int:
 
 def _advance(session: Session, known: int, appended: Appended, stored: Iterable[Event]) -> None:
     """Give a handle what was stored since its revision, in order."""
-    news: list[Any] = [event for event in stored if (event.seq or 0) > known]
+    news = [event for event in stored if event.seq and event.seq > known]
     if appended.missed:
         news += map(codec.row_to_event, appended.missed)
-        news.sort(key=lambda event: event.seq)
+        news.sort(key=lambda event: event.seq or 0)
     if not isinstance(session.events, History):
         session.events = History(session.events)
     if not isinstance(session.state, state.ReadOnlyDict):
@@ -671,16 +672,16 @@ def _encoded_labels(labels: dict[str, str] | None) -> str | None:
 
 def _expiry(
     now: float,
-    ttl: float | datetime.timedelta | None,
-    expire_time: float | datetime.datetime | None,
+    ttl: float | dt.timedelta | None,
+    expire_time: float | dt.datetime | None,
 ) -> float | None:
     if ttl is not None and expire_time is not None:
         raise InvalidInputError("Give ttl or expire_time, not both.")
-    if isinstance(ttl, datetime.timedelta):
+    if isinstance(ttl, dt.timedelta):
         ttl = ttl.total_seconds()
     if ttl is not None and not (isinstance(ttl, int | float) and 0 < ttl < math.inf):
         raise InvalidInputError(f"ttl must be a positive number of seconds, got {ttl!r}.")
-    if isinstance(expire_time, datetime.datetime):
+    if isinstance(expire_time, dt.datetime):
         if expire_time.tzinfo is None:
             raise InvalidInputError("expire_time must have a time zone, or be epoch seconds.")
         expire_time = expire_time.timestamp()
@@ -765,5 +766,3 @@ def _is_number(value: object) -> bool:
 
 def _told(value: object) -> str:
     return "missing" if value is MISSING else repr(value)
-
-

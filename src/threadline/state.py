@@ -56,6 +56,8 @@ def merge(scopes: Scopes) -> dict[str, Any]:
 
 def temp_keys(delta: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a delta that is never stored."""
+    if not delta:
+        return {}
     return {key: value for key, value in delta.items() if key.startswith(TEMP_PREFIX)}
 
 
@@ -81,7 +83,7 @@ def check_key(key: Any) -> None:
 # -- what a holder of a session sees ----------------------------------------------------
 
 
-def _refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
+def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise ReadOnlyStateError(
         "session.state is read-only: a direct write would never be stored. Put the change into "
         "an event's actions.state_delta and append it, write to the runner context's state, or "
@@ -183,7 +185,10 @@ class State:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or `default` when there is none."""
-        return self[key] if key in self else default
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Return the value, writing `default` first when there is none."""
@@ -236,7 +241,7 @@ class State:
 
 def check_schema(schema: type | None, delta: Mapping[str, Any]) -> None:
     """Raise StateSchemaError for the first key that the schema has not, or another type."""
-    if schema is None:
+    if schema is None or not delta:
         return
     kinds = _schema_kinds(schema)
     for key, value in delta.items():
@@ -266,7 +271,9 @@ def _schema_kinds(schema: type) -> dict[str, Any]:
             adapter = TypeAdapter(kind)
             return lambda value: adapter.validate_python(value, strict=True)
 
-        return {key: pydantic_check(f.rebuild_annotation()) for key, f in schema.model_fields.items()}
+        return {
+            key: pydantic_check(f.rebuild_annotation()) for key, f in schema.model_fields.items()
+        }
     if issubclass(schema, msgspec.Struct):
 
         def struct_check(kind: Any) -> Any:

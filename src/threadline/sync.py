@@ -9,13 +9,14 @@ blocking call there would hold up the loop.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from threadline import service
 from threadline.blocking import call
 
 if TYPE_CHECKING:
-    import datetime
+    import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
     from threadline.models import (
@@ -40,8 +41,8 @@ class BaseSessionService:
         user_id: str,
         state: dict[str, Any] | None = None,
         session_id: str | None = None,
-        ttl: float | datetime.timedelta | None = None,
-        expire_time: float | datetime.datetime | None = None,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | None = None,
         display_name: str | None = None,
         labels: dict[str, str] | None = None,
     ) -> Session:
@@ -66,8 +67,8 @@ class BaseSessionService:
         user_id: str,
         session_id: str,
         state: dict[str, Any] | None = None,
-        ttl: float | datetime.timedelta | None = None,
-        expire_time: float | datetime.datetime | None = None,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | None = None,
         display_name: str | None = None,
         labels: dict[str, str] | None = None,
     ) -> Session:
@@ -233,9 +234,7 @@ class EngineSessionService(BaseSessionService):
 class InMemorySessionService(EngineSessionService):
     """Sessions in the memory of this process, for tests and throw-away runs."""
 
-    def __init__(
-        self, *, on_stale: OnStale = "raise", state_schema: type | None = None
-    ) -> None:
+    def __init__(self, *, on_stale: OnStale = "raise", state_schema: type | None = None) -> None:
         self.asynchronous = service.InMemorySessionService(
             on_stale=on_stale, state_schema=state_schema
         )
@@ -266,8 +265,7 @@ class DatabaseSessionService(EngineSessionService):
 
 def __getattr__(name: str) -> Any:
     """Return what is the same in both worlds: models, errors, `Runner`."""
-    import threadline
-
-    if name in threadline.__all__:
-        return getattr(threadline, name)
+    catalogue = importlib.import_module("threadline")
+    if name in catalogue.__all__:
+        return getattr(catalogue, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,9 +35,7 @@ def event_of(writer: int, turn: int) -> Event:
     )
 
 
-async def append(
-    service: DatabaseSessionService, session: Session, event: Event
-) -> dict[str, Any]:
+async def append(service: DatabaseSessionService, session: Session, event: Event) -> dict[str, Any]:
     """Append one event; after a refusal refresh and try again."""
     refused = 0
     while True:
@@ -45,20 +43,22 @@ async def append(
         try:
             stored = await service.append_event(session, event)
         except StaleSessionError as error:
-            assert error.expected == expected
-            assert error.revision > error.expected
-            refused += 1
-            await service.refresh(session)
-            assert session.revision is not None
-            assert session.revision >= error.revision
-            continue
-        return {
-            "session": session.id,
-            "id": stored.id,
-            "seq": stored.seq,
-            "expected": expected,
-            "refused": refused,
-        }
+            refusal = error
+        else:
+            return {
+                "session": session.id,
+                "id": stored.id,
+                "seq": stored.seq,
+                "expected": expected,
+                "refused": refused,
+            }
+        refused += 1
+        assert refusal.expected == expected
+        assert refusal.revision > refusal.expected
+        assert len(refusal.missed) == refusal.revision - refusal.expected
+        await service.refresh(session)
+        assert session.revision is not None
+        assert session.revision >= refusal.revision
 
 
 async def main() -> None:

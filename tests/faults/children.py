@@ -99,9 +99,7 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(
-    script: str, job: dict[str, Any], *, options: Sequence[str] = ()
-) -> Iterator[Child]:
+def running(script: str, job: dict[str, Any], *, options: Sequence[str] = ()) -> Iterator[Child]:
     """Start a script of this directory, and end it whatever happens."""
     child = Child(script, job, options=options)
     try:

@@ -19,6 +19,7 @@ from typing import NoReturn
 import pytest
 
 PATIENCE_S = 60.0
+UNMOUNT_S_MAX = 5.0
 
 # XFS_IOC_GOINGDOWN, which ext4 and others answer too: from here on the filesystem is dead.
 # Flag 2 leaves the log unflushed, so what was not synced is gone, as after a power cut.
@@ -53,7 +54,7 @@ def _run(*command: str) -> None:
 
 def _unmount(folder: Path) -> None:
     """Unmount, waiting for the last user of the disk to be gone."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + UNMOUNT_S_MAX
     while os.path.ismount(folder):
         try:
             _run("umount", str(folder))

@@ -16,9 +16,7 @@ import apsw
 SECTOR = 512
 
 # SQLite syncs the folder with the first sync of a file that it created for one of these uses.
-SYNCS_FOLDER = (
-    apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw.SQLITE_OPEN_WAL
-)
+SYNCS_FOLDER = apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw.SQLITE_OPEN_WAL
 
 Write = tuple[int, bytes] | int
 """Bytes at an offset, or a new size."""
@@ -122,9 +120,7 @@ class Drive(apsw.VFS):
 class DriveFile(apsw.VFSFile):
     """An open file, whose writes the drive hears of."""
 
-    def __init__(
-        self, drive: Drive, name: str | apsw.URIFilename | None, flags: list[int]
-    ) -> None:
+    def __init__(self, drive: Drive, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
         super().__init__("", name, flags)
         self._drive = drive
         self._syncs_folder = bool(flags[0] & SYNCS_FOLDER)

@@ -18,12 +18,18 @@ PAGE = 500
 
 @dataclass
 class Survey:
-    """What was found: acknowledged work, and how much of it is gone."""
+    """What was found: how many events were acknowledged, and what is gone of all that was."""
 
     acknowledged: int = 0
-    stored: int = 0
     lost: list[str] = field(default_factory=list)
+    lost_sessions: list[str] = field(default_factory=list)
     lost_patches: int = 0
+
+    def check_nothing_lost(self) -> None:
+        """Hold the store to what it acknowledged."""
+        assert self.lost_sessions == []
+        assert self.lost == []
+        assert self.lost_patches == 0
 
 
 async def read_all(
@@ -59,8 +65,7 @@ async def survey(url: str, said: list[dict[str, Any]]) -> Survey:
             acks = [line for line in said if line.get("session") == session_id]
             session = await service.get_session(**key)
             if session is None:
-                found.acknowledged += sum(ack["op"] == "event" for ack in acks)
-                found.lost += [_name(ack) for ack in acks]
+                _count_all_lost(session_id, acks, found)
                 continue
             events = await read_all(service, **key)
             _check_order(session, events)
@@ -75,8 +80,14 @@ async def survey(url: str, said: list[dict[str, Any]]) -> Survey:
     return found
 
 
-def _name(ack: dict[str, Any]) -> str:
-    return ack["id"] if ack["op"] == "event" else f"{ack['op']} {ack['session']}"
+def _count_all_lost(session_id: str, acks: list[dict[str, Any]], found: Survey) -> None:
+    """Count a session that is not there at all, which is no loss if nobody was told of it."""
+    if acks:
+        found.lost_sessions.append(session_id)
+    ids = [ack["id"] for ack in acks if ack["op"] == "event"]
+    found.acknowledged += len(ids)
+    found.lost += ids
+    found.lost_patches += sum(ack["op"] == "patch" for ack in acks)
 
 
 def _check_order(session: Session, events: list[Event]) -> None:
@@ -97,9 +108,7 @@ def _check_batches(events: list[Event]) -> None:
         place += size
 
 
-def replay(
-    events: list[Event], user: dict[str, Any], app: dict[str, Any]
-) -> dict[str, Any]:
+def replay(events: list[Event], user: dict[str, Any], app: dict[str, Any]) -> dict[str, Any]:
     """Apply the deltas in order; return the session's own keys, add the others to their scopes."""
     own: dict[str, Any] = {}
     for event in events:
@@ -134,14 +143,11 @@ def _check_patches(session: Session, acks: list[dict[str, Any]], found: Survey) 
     for ack in acks:
         if ack["op"] == "patch":
             newest[ack["task"]] = ack["n"]
-    found.lost_patches += sum(
-        max(0, n - counts.get(task, 0)) for task, n in newest.items()
-    )
+    found.lost_patches += sum(max(0, n - counts.get(task, 0)) for task, n in newest.items())
 
 
 def _check_acks(events: list[Event], acks: list[dict[str, Any]], found: Survey) -> None:
     """Every acknowledged event is there, once, at its number, as it was, or past the end."""
-    found.stored += len(events)
     for ack in acks:
         if ack["op"] != "event":
             continue

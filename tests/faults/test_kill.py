@@ -32,9 +32,7 @@ def kill_and_check(
         assert writer.kill() == -9, writer.errors()
         assert writer.errors() == ""
         said += writer.lines
-    found = asyncio.run(survey(f"sqlite:///{path}", said))
-    assert found.lost == []
-    assert found.lost_patches == 0
+    asyncio.run(survey(f"sqlite:///{path}", said)).check_nothing_lost()
     check_integrity(path)
 
 
@@ -72,8 +70,7 @@ def test_a_kill_leaves_other_writers_of_the_file_alone(tmp_path: Path, kills: in
         assert neighbour.kill() == -9, neighbour.errors()
         assert neighbour.errors() == ""
         said += neighbour.lines
-    found = asyncio.run(survey(f"sqlite:///{path}", said))
-    assert found.lost == []
+    asyncio.run(survey(f"sqlite:///{path}", said)).check_nothing_lost()
     check_integrity(path)
 
 
@@ -89,8 +86,7 @@ def test_a_kill_during_creation_leaves_a_usable_file(tmp_path: Path, kills: int)
             assert writer.kill() == -9, writer.errors()
             assert writer.errors() == ""
             said = writer.lines
-        found = asyncio.run(survey(f"sqlite:///{path}", said))
-        assert found.lost == []
+        asyncio.run(survey(f"sqlite:///{path}", said)).check_nothing_lost()
         check_integrity(path)
         # The file is not only readable: the next process goes on with it.
         kill_and_check(path, said, 1, rng)

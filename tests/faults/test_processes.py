@@ -34,9 +34,7 @@ def compete(path: Path, on_stale: str, events_max: int) -> tuple[list[dict[str, 
     async def prepare() -> None:
         async with DatabaseSessionService(f"sqlite:///{path}") as service:
             for session_id, user_id in SESSIONS.items():
-                await service.create_session(
-                    app_name=APP, user_id=user_id, session_id=session_id
-                )
+                await service.create_session(app_name=APP, user_id=user_id, session_id=session_id)
 
     asyncio.run(prepare())
     job = {"url": f"sqlite:///{path}", "on_stale": on_stale, "events_max": events_max}

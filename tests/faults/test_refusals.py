@@ -226,9 +226,7 @@ def test_a_real_database_of_google_adk_is_refused_and_left_alone(
 
 def used_by_nobody(path: Path, *, write: bool) -> dict[str, Any]:
     """Use the file in a process that permissions count for, and tell what came of it."""
-    warm_up, outcome = said(
-        "visitor.py", {"visit": "as_nobody", "url": url(path), "write": write}
-    )
+    warm_up, outcome = said("visitor.py", {"visit": "as_nobody", "url": url(path), "write": write})
     assert warm_up["error"] is None
     return outcome
 
@@ -378,7 +376,7 @@ def test_a_full_disk_refuses_whole_appends_and_goes_on_when_there_is_room(
             session = await service.create_session(**KEY)
             ballast = fill(small_disk, leave=600_000)
             turn = -1
-            with pytest.raises(StorageFullError) as caught:  # noqa: PT012
+            with pytest.raises(StorageFullError) as caught:
                 while turn < 10_000:
                     await service.append_event(session, big(turn + 1))
                     turn += 1
@@ -387,9 +385,7 @@ def test_a_full_disk_refuses_whole_appends_and_goes_on_when_there_is_room(
             assert session.revision == len(session.events) == turn + 1
             await check_exactly(service, turn + 1, turn)
             with pytest.raises(StorageFullError):
-                await service.append_events(
-                    session, [big(n) for n in range(turn + 1, turn + 20)]
-                )
+                await service.append_events(session, [big(n) for n in range(turn + 1, turn + 20)])
             outcomes = await asyncio.gather(
                 *(service.append_event(session, big(n), on_stale="rebase")
                   for n in range(turn + 1, turn + 20)),

@@ -39,6 +39,8 @@ class SessionKey(msgspec.Struct, frozen=True):
     app_key: bytes
     owner: bytes
     session: bytes
+    scopes: tuple[Scope, Scope, Scope]
+    """Whose state it sees: the app's, the user's and its own, in the order of StateRows."""
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -169,7 +171,6 @@ class EventClashError(Exception):
         self.stored = stored
 
 
-
 class Engine(Protocol):
     """A store of rows. Every method may be called from several event loops and threads.
 
@@ -259,13 +260,16 @@ def session_key(app: str, user: str, id: str) -> SessionKey:
 @functools.lru_cache(maxsize=4096)
 def _session_key(app: str, user: str, id: str) -> SessionKey:
     check_id("session_id", id)
+    app_, user_ = app_scope(app), user_scope(app, user)
+    own = Scope(user_.owner, digest(id))
     return SessionKey(
         app=app,
         user=user,
         id=id,
-        app_key=app_scope(app).owner,
-        owner=user_scope(app, user).owner,
-        session=digest(id),
+        app_key=app_.owner,
+        owner=own.owner,
+        session=own.session,
+        scopes=(app_, user_, own),
     )
 
 

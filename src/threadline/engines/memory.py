@@ -84,7 +84,7 @@ class MemoryEngine:
                 display_name=session.display_name,
                 labels=session.labels,
             )
-            self._threads[_own(key)] = _Thread(key, row)
+            self._threads[key.scopes[2]] = _Thread(key, row)
             self._apply(key, state)
             return Snapshot(row, self._merged(key), [])
 
@@ -107,24 +107,26 @@ class MemoryEngine:
             thread = self._find(handle.key, now)
             if thread is None or handle.incarnation not in (None, thread.row.incarnation):
                 raise SessionNotFoundError(f"The session {handle.key.id!r} does not exist.")
-            known = [thread.seqs.get(event.id) for event in events]
-            for index, seq in enumerate(known):
-                if seq is not None and thread.log[seq - 1][1] != events[index].body:
+            known = {i: seq for i, e in enumerate(events) if (seq := thread.seqs.get(e.id))}
+            for index, seq in known.items():
+                if thread.log[seq - 1][1] != events[index].body:
                     raise EventClashError(index, thread.log[seq - 1])
-            revision = thread.row.revision
-            seen = max(handle.revision, *(seq or 0 for seq in known))
-            if None in known and not rebase and seen != revision:
+            seen = max([handle.revision, *known.values()])
+            if len(known) < len(events) and not rebase and seen != thread.row.revision:
                 raise StaleSessionError(
-                    f"The session {handle.key.id!r} is at revision {revision}, not {seen}.",
+                    f"The session {handle.key.id!r} is at revision {thread.row.revision}, "
+                    f"not {seen}.",
                     expected=seen,
-                    revision=revision,
+                    revision=thread.row.revision,
                     missed=thread.log[handle.revision :],
                 )
-            seqs = [seq or self._push(thread, event) for seq, event in zip(known, events, strict=True)]
-            revision = max(handle.revision, *seqs)
+            seqs = [known.get(i) or self._push(thread, event) for i, event in enumerate(events)]
+            revision = max([handle.revision, *seqs])
             return Appended(
                 seqs=seqs,
-                missed=[row for row in thread.log[handle.revision : revision] if row[0] not in seqs],
+                missed=[
+                    row for row in thread.log[handle.revision : revision] if row[0] not in seqs
+                ],
                 incarnation=thread.row.incarnation,
                 revision=revision,
                 updated=thread.row.updated,
@@ -161,7 +163,9 @@ class MemoryEngine:
 
         def position(thread: _Thread) -> Position:
             row = thread.row
-            return Position(row.created if query.order == "created" else row.updated, row.user, row.id)
+            return Position(
+                row.created if query.order == "created" else row.updated, row.user, row.id
+            )
 
         def wanted(thread: _Thread) -> bool:
             if query.after is not None:
@@ -191,12 +195,12 @@ class MemoryEngine:
     # -- under the lock ---------------------------------------------------------------------
 
     def _find(self, key: SessionKey, now: float) -> _Thread | None:
-        thread = self._threads.get(_own(key))
+        thread = self._threads.get(key.scopes[2])
         return None if thread is None or _is_expired(thread.row, now) else thread
 
     def _drop(self, key: SessionKey) -> bool:
-        self._state.pop(_own(key), None)
-        return self._threads.pop(_own(key), None) is not None
+        self._state.pop(key.scopes[2], None)
+        return self._threads.pop(key.scopes[2], None) is not None
 
     def _push(self, thread: _Thread, event: NewEvent) -> int:
         seq = thread.row.revision + 1
@@ -208,24 +212,15 @@ class MemoryEngine:
         return seq
 
     def _apply(self, key: SessionKey, state: StateRows) -> None:
-        for scope, rows in zip(_scopes(key), state, strict=True):
+        for scope, rows in zip(key.scopes, state, strict=True):
             if rows:
                 self._state.setdefault(scope, {}).update(rows)
 
     def _merged(self, key: SessionKey) -> StateRows:
-        return StateRows(*map(self._copy, _scopes(key)))
+        return StateRows(*map(self._copy, key.scopes))
 
     def _copy(self, scope: Scope) -> dict[str, bytes]:
         return dict(self._state.get(scope, {}))
-
-
-def _own(key: SessionKey) -> Scope:
-    return Scope(key.owner, key.session)
-
-
-def _scopes(key: SessionKey) -> tuple[Scope, Scope, Scope]:
-    """The scopes in the order of StateRows."""
-    return Scope(key.app_key), Scope(key.owner), _own(key)
 
 
 def _is_expired(row: SessionRow, now: float) -> bool:

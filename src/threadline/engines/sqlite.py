@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import itertools
 import os
 import random
 import sqlite3
@@ -49,7 +48,7 @@ from threadline.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from threadline.engines.base import (
         EventRow,
@@ -122,9 +121,7 @@ class SqliteEngine:
             if self.path != ":memory:":
                 self._readers = _Readers(self._connect)
             # Threads must not keep a forgotten engine alive, nor outlive it.
-            self._finalizer = weakref.finalize(
-                self, _shut, self._writer, self._readers, self._pid
-            )
+            self._finalizer = weakref.finalize(self, _shut, self._writer, self._readers, self._pid)
 
     async def close(self) -> None:
         """Finish what is queued, then let go of every connection and thread."""
@@ -208,7 +205,7 @@ class SqliteEngine:
         """Store a session and return it as `load` would, or raise AlreadyExistsError."""
         key = session.key
         values = {**msgspec.structs.asdict(key), **msgspec.structs.asdict(session)}
-        del values["key"]
+        del values["key"], values["scopes"]
 
         def work(db: sqlite3.Connection) -> Snapshot:
             before = _find(db, key)
@@ -217,7 +214,7 @@ class SqliteEngine:
             if before is not None:
                 _drop(db, key, before)
             row = SessionRow(*db.execute(SQL["insert_session"], values).fetchone())
-            _apply(db, key, [state])
+            _apply(db, key, state)
             return Snapshot(row, _merged(db, key), [])
 
         return await self._write(work)
@@ -252,39 +249,35 @@ class SqliteEngine:
             ):
                 raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
             no = row.incarnation
-            known: list[int | None] = []
+            known: dict[int, int] = {}
             for index, event in enumerate(events):
                 stored: EventRow | None = db.execute(
                     SQL["select_event_by_id"], (no, id_keys[index])
                 ).fetchone()
-                if stored is not None and stored[1] != event.body:
-                    raise EventClashError(index, stored)
-                known.append(stored and stored[0])
-            seen = max(handle.revision, *(seq or 0 for seq in known))
-            if None in known and not rebase and seen != row.revision:
+                if stored is not None:
+                    if stored[1] != event.body:
+                        raise EventClashError(index, stored)
+                    known[index] = stored[0]
+            seen = max([handle.revision, *known.values()])
+            if len(known) < len(events) and not rebase and seen != row.revision:
                 raise StaleSessionError(
                     f"The session {key.id!r} is at revision {row.revision}, not {seen}.",
                     expected=seen,
                     revision=row.revision,
                     missed=_select(db, no, Window(after_seq=handle.revision)),
                 )
-            seqs = list(_numbered(known, row.revision))
-            new = [i for i, seq in enumerate(known) if seq is None]
-            updated = row.updated
-            if new:
-                updated = events[new[-1]].timestamp
-                db.execute(
-                    SQL["bump_session"],
-                    {"no": no, "revision": row.revision + len(new), "updated": updated},
-                )
-                for i in new:
-                    event = events[i]
-                    db.execute(
-                        SQL["insert_event"],
-                        (no << SEQ_BITS | seqs[i], id_keys[i], event.timestamp, event.body),
-                    )
-                _apply(db, key, [events[i].state for i in new])
-            revision = max(handle.revision, *seqs)
+            seqs: list[int] = []
+            head, updated = row.revision, row.updated
+            for index, event in enumerate(events):
+                if index not in known:
+                    head, updated = head + 1, event.timestamp
+                    place = no << SEQ_BITS | head
+                    db.execute(SQL["insert_event"], (place, id_keys[index], updated, event.body))
+                    _apply(db, key, event.state)
+                seqs.append(known.get(index, head))
+            if head > row.revision:
+                db.execute(SQL["bump_session"], (head, updated, no))
+            revision = max([handle.revision, *seqs])
             # Nothing else can have come after the handle's revision if ours follow it directly.
             missed: list[EventRow] = []
             if seqs[0] > handle.revision + 1:
@@ -394,9 +387,7 @@ class SqliteEngine:
 
 
 def _find(db: sqlite3.Connection, key: SessionKey | Scope) -> SessionRow | None:
-    row = db.execute(
-        SQL["select_session"], {"owner": key.owner, "session": key.session}
-    ).fetchone()
+    row = db.execute(SQL["select_session"], {"owner": key.owner, "session": key.session}).fetchone()
     return None if row is None else SessionRow(*row)
 
 
@@ -424,34 +415,20 @@ def _state(db: sqlite3.Connection, scope: Scope) -> dict[str, bytes]:
 
 
 def _merged(db: sqlite3.Connection, key: SessionKey) -> StateRows:
-    return StateRows(*(_state(db, scope) for scope in _scopes(key)))
+    return StateRows(*(_state(db, scope) for scope in key.scopes))
 
 
-def _scopes(key: SessionKey) -> tuple[Scope, Scope, Scope]:
-    """The scopes in the order of StateRows."""
-    return Scope(key.app_key), Scope(key.owner), Scope(key.owner, key.session)
-
-
-def _apply(db: sqlite3.Connection, key: SessionKey, deltas: Iterable[StateRows]) -> None:
-    for delta in deltas:
-        for scope, rows in zip(_scopes(key), delta, strict=True):
-            for name, value in rows.items():
-                db.execute(SQL["upsert_state"], (scope.owner, scope.session, name, value))
+def _apply(db: sqlite3.Connection, key: SessionKey, delta: StateRows) -> None:
+    for scope, rows in zip(key.scopes, delta, strict=True):
+        for name, value in rows.items():
+            db.execute(SQL["upsert_state"], (scope.owner, scope.session, name, value))
 
 
 def _drop(db: sqlite3.Connection, key: SessionKey, row: SessionRow) -> None:
     no = row.incarnation
-    db.execute(
-        SQL["delete_events"], {"after": no << SEQ_BITS, "before": (no + 1) << SEQ_BITS}
-    )
+    db.execute(SQL["delete_events"], {"after": no << SEQ_BITS, "before": (no + 1) << SEQ_BITS})
     db.execute(SQL["delete_state"], {"owner": key.owner, "session": key.session})
     db.execute(SQL["delete_session"], {"no": no})
-
-
-def _numbered(known: Sequence[int | None], revision: int) -> Iterator[int]:
-    """Give each new event the next seq; those that are there keep theirs."""
-    new = itertools.count(revision + 1)
-    return (next(new) if seq is None else seq for seq in known)
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -527,13 +504,13 @@ class _Writer:
         try:
             with _translated(self._path):
                 _begin(db, self._path, self._busy_timeout_s)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+        except Exception as error:
             return [(job, None, error) for job in batch]
         try:
             with _translated(self._path):
                 outcomes = [_attempt(job, db) for job in batch]
                 db.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+        except Exception as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             if len(batch) == 1:
@@ -661,8 +638,7 @@ _ADVICE: dict[int, tuple[type[StorageError], str]] = {
     ),
     sqlite3.SQLITE_CORRUPT: (
         NotADatabaseError,
-        "{path} is damaged ({error}). Restore a backup, or save what is left with "
-        "`sqlite3 {path} .recover`.",
+        "{path} is damaged ({error}). Restore a backup, or try `sqlite3 {path} .recover`.",
     ),
     sqlite3.SQLITE_READONLY: (
         ReadOnlyDatabaseError,

@@ -18,7 +18,7 @@ SELECT place & 4294967295, body FROM threadline_event WHERE place >> 32 = ? AND 
 
 -- name: bump_session
 -- The caller holds the write lock and has compared the revision.
-UPDATE threadline_session SET revision = :revision, updated = :updated WHERE no = :no
+UPDATE threadline_session SET revision = ?, updated = ? WHERE no = ?
 
 -- name: insert_event
 -- `place` is no * 2^32 + seq.

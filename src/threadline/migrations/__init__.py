@@ -42,7 +42,7 @@ def load(dialect: str) -> tuple[Migration, ...]:
             version=int(found[1]),
             name=path.stem,
             sql=path.read_text(encoding="utf-8")
-            + f"\nINSERT INTO threadline_migration (version, name) "  # noqa: S608 - file names of ours
+            + f"\nINSERT INTO threadline_migration (version, name) "
             f"VALUES ({int(found[1])}, '{path.stem}');\n",
         )
         for path in sorted(folder.iterdir())

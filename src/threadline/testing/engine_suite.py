@@ -84,7 +84,9 @@ class EngineSuite:
     async def test_create_refuses_an_id_that_is_taken(self, engine: Engine) -> None:
         await created(engine)
         with pytest.raises(AlreadyExistsError):
-            await engine.create(NewSession(key=KEY, created=2.0), StateRows({"a": b"1"}, {}, {}), now=2)
+            await engine.create(
+                NewSession(key=KEY, created=2.0), StateRows({"a": b"1"}, {}, {}), now=2
+            )
         assert await engine.state(Scope(KEY.app_key)) == {}
 
     async def test_create_replaces_an_expired_session(self, engine: Engine) -> None:
@@ -165,7 +167,9 @@ class EngineSuite:
         handle = await created(engine)
         missing = Handle(key=session_key("app", "user", "missing"), revision=0)
         jobs = [
-            engine.append(missing if n % 3 == 0 else handle, [event(k=b"%d" % n)], rebase=True, now=1)
+            engine.append(
+                missing if n % 3 == 0 else handle, [event(k=b"%d" % n)], rebase=True, now=1
+            )
             for n in range(60)
         ]
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
@@ -183,7 +187,11 @@ class EngineSuite:
             (0, 2, 9), (None, 0, 1, 5, 99), (None, 3.0), (None, 0, 2, 99), (False, True)
         ):
             window = Window(
-                after_seq=after, before_seq=before, after_timestamp=since, limit=limit, newest=newest
+                after_seq=after,
+                before_seq=before,
+                after_timestamp=since,
+                limit=limit,
+                newest=newest,
             )
             expected = [
                 seq
@@ -203,7 +211,9 @@ class EngineSuite:
         assert loaded is not None
         assert loaded.state == NO_STATE
 
-    async def test_patch_reads_the_keys_it_names_and_writes_the_result(self, engine: Engine) -> None:
+    async def test_patch_reads_the_keys_it_names_and_writes_the_result(
+        self, engine: Engine
+    ) -> None:
         await prepared(engine)
         scope = Scope(KEY.owner)
         await engine.patch(scope, [], lambda _: {"a": b"1", "b": b"2"}, now=1)

@@ -58,7 +58,9 @@ values = st.recursive(
     max_leaves=6,
 )
 keys = st.one_of(
-    st.sampled_from(["k", "k", "n", "user:k", "user:n", "app:k", "temp:k", "user:app:k", "x:y", ""]),
+    st.sampled_from(
+        ["k", "k", "n", "user:k", "user:n", "app:k", "temp:k", "user:app:k", "x:y", ""]
+    ),
     _any_text,
 )
 deltas = st.dictionaries(keys, values, max_size=3)
@@ -131,7 +133,7 @@ class SessionMachine(RuleBasedStateMachine):
     def both(self, call: Callable[[BaseSessionService, int], Awaitable[Any]]) -> tuple[Any, Any]:
         """Make one call on each side, compare the outcomes, return them."""
         type(self).steps += 1
-        outcomes = []
+        outcomes: list[tuple[Any, Exception | None]] = []
         for side, service in enumerate((self.ours, self.reference)):
             try:
                 outcomes.append((self.loop.run_until_complete(_awaited(call(service, side))), None))
@@ -370,12 +372,12 @@ def run_machine(
 
     `reopens=False` for stores that forget when they are closed.
     """
-    machine = type(
+    machine: Any = type(
         "Machine",
         (SessionMachine,),
         {"make_service": staticmethod(make_service), "reopens": reopens, "steps": 0},
     )
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=hypothesis.settings(
             max_examples=examples,
@@ -385,4 +387,4 @@ def run_machine(
             suppress_health_check=list(hypothesis.HealthCheck),
         ),
     )
-    return int(machine.steps)  # type: ignore[attr-defined]
+    return int(machine.steps)
