@@ -76,7 +76,7 @@ def main(
     scale = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(dir=directory, prefix="threadline-bench-") as temporary:
         place = Path(temporary)
-        results = Results(machine.environment(place), 1 if quick else rounds)
+        results = Results(machine.environment(place), 1 if quick else rounds, full=not quick)
         with console.status("starting") as status:
             asyncio.run(_measure(results, scale, wanted, place, home, status.update))
     verdicts = aims.judge(results, scale)

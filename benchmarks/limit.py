@@ -1,27 +1,33 @@
 """The limit: what the standard library's sqlite3 can do with the same rows.
 
-One connection, one thread, no asyncio, no checks: the statements of threadline's SQLite
-engine on threadline's tables, one transaction an event, as the driver runs them. A service
-that answers each caller alone cannot be faster; one that commits for several at once can.
+One connection, one thread, no asyncio, no checks: threadline's tables with their indexes, and
+one transaction an event. A service that answers each caller alone cannot be faster; one that
+commits for several callers at once can.
 """
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import sqlite3
-import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import conversation
-from benchmarks.conversation import APP, USER
 from benchmarks.peers import Store, Threadline
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_FIND = "SELECT no, owner, session FROM threadline_session WHERE id = ?"
+_INSERT_EVENT = "INSERT INTO threadline_event (place, id_key, timestamp, body) VALUES (?, ?, ?, ?)"
+_UPDATE_SESSION = "UPDATE threadline_session SET revision = ?, updated = ? WHERE no = ?"
+_UPSERT_STATE = """
+INSERT INTO threadline_state (owner, session, key, value) VALUES (?, ?, ?, ?)
+ON CONFLICT (owner, session, key) DO UPDATE SET value = excluded.value
+"""
+
 
 class _Thread:
-    """A session as the limit knows it: its number, and how many events it has."""
+    """A session as the limit knows it: its keys, and how many events it has."""
 
     def __init__(self, number: int, owner: bytes, session: bytes) -> None:
         self.number = number
@@ -33,7 +39,7 @@ class _Thread:
 class _Rows(NamedTuple):
     """An event, encoded: nothing is left to do but to write it."""
 
-    id_hash: int
+    id_key: bytes
     timestamp: float
     body: bytes
     state: list[tuple[str, bytes]]
@@ -49,44 +55,27 @@ class RawSqlite(Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._threadline = Threadline(path)
+        self._threadline = Threadline(path)  # makes the tables and the sessions
 
     async def open(self) -> None:
         await self._threadline.open()
         await self._threadline.create("makes the tables")
-        await self._threadline.close()
-        self._sql = importlib.import_module("threadline.engines.statements").load("sqlite")
-        self._key = importlib.import_module("threadline.engines.base").session_key
         self._db = sqlite3.connect(self.path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
 
     async def close(self) -> None:
         self._db.close()
+        await self._threadline.close()
 
     async def create(self, session_id: str, state: dict[str, Any] | None = None) -> Any:
-        del state
-        key = self._key(APP, USER, session_id)
-        values = {
-            "app_key": key.app_key,
-            "owner": key.owner,
-            "session": key.session,
-            "created": 0.0,
-            "expires": None,
-            "app": APP,
-            "user": USER,
-            "id": session_id,
-            "display_name": None,
-            "labels": None,
-        }
-        self._db.execute(self._sql["insert_session"], values).fetchall()
-        ((number,),) = self._db.execute("SELECT last_insert_rowid()").fetchall()
-        return _Thread(number, key.owner, key.session)
+        await self._threadline.create(session_id, state)
+        return _Thread(*self._db.execute(_FIND, (session_id,)).fetchone())
 
     def event(self, index: int, delta: dict[str, Any] | None = None) -> Any:
         event = self._threadline.event(index, delta)
         return _Rows(
-            zlib.crc32(event.id.encode()),
+            hashlib.blake2b(event.id.encode(), digest_size=16).digest(),
             event.timestamp,
             event.to_json().encode(),
             [(key, b"%d" % value) for key, value in conversation.delta(index).items()],
@@ -95,15 +84,10 @@ class RawSqlite(Store):
     async def append(self, handle: Any, event: Any) -> None:
         execute = self._db.execute
         handle.revision = revision = handle.revision + 1
+        place = handle.number << 32 | revision
         execute("BEGIN IMMEDIATE")
-        execute(
-            self._sql["insert_event"],
-            (handle.number << 32 | revision, event.id_hash, event.timestamp, event.body),
-        )
+        execute(_INSERT_EVENT, (place, event.id_key, event.timestamp, event.body))
         for key, value in event.state:
-            execute(self._sql["upsert_state"], (handle.owner, handle.session, key, value))
-        execute(
-            self._sql["bump_session"],
-            {"no": handle.number, "revision": revision, "updated": event.timestamp},
-        )
+            execute(_UPSERT_STATE, (handle.owner, handle.session, key, value))
+        execute(_UPDATE_SESSION, (revision, event.timestamp, handle.number))
         execute("COMMIT")

@@ -6,10 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from benchmarks import disk, growth, imports, memory, peers
 from benchmarks.aims import FLAT
+from benchmarks.results import ROUNDS_MIN
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from benchmarks.results import Results, Timing
     from benchmarks.scale import Scale
 
-ROUNDS_MIN = 5
-"""Fewer rounds prove that the suite runs, and no more."""
-
 
 @dataclass
 class Section:
@@ -35,16 +34,18 @@ class Section:
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     image: str = ""
+    short: tuple[int, ...] = (0, 1, 2)
+    """Which columns fit on a terminal."""
 
 
 def show(console: Console, results: Results, verdicts: list[Verdict], scale: Scale) -> None:
     """Print the tables."""
     for section in _sections(results, verdicts, scale):
-        table = Table(title=section.title, title_justify="left", caption_justify="left")
-        for number, column in enumerate(section.columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
+        table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for number in section.short:
+            table.add_column(section.columns[number], justify="right" if number else "left")
         for row in section.rows:
-            table.add_row(*row)
+            table.add_row(*(row[number] for number in section.short))
         console.print(table)
         console.print()
     for line in _remarks(results):
@@ -88,7 +89,7 @@ def write(
 
 
 def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[Section]:
-    sections = [_aims(verdicts)] if verdicts else []
+    sections = [_aims(results, verdicts)] if verdicts else []
     for kind in WORKLOADS:
         timings = [timing for timing in results.timings if timing.workload == kind.name]
         if timings:
@@ -119,18 +120,22 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
     return sections
 
 
-def _aims(verdicts: list[Verdict]) -> Section:
+def _aims(results: Results, verdicts: list[Verdict]) -> Section:
     return Section(
         "Aims",
         "An aim against a peer is the peer's median time over ours. "
         f"Growth and memory count as flat up to {FLAT:g}x. "
         "A missed aim is a fact of this run on this machine, not an error.",
         ("aim", "wanted", "measured", "verdict"),
-        [
-            (one.aim, one.bound, one.measured, "reached" if one.reached else "MISSED")
-            for one in verdicts
-        ],
+        [(one.aim, one.bound, one.measured, _verdict(results, one)) for one in verdicts],
+        short=(0, 1, 2, 3),
     )
+
+
+def _verdict(results: Results, one: Verdict) -> str:
+    if not results.is_measurement:
+        return "not judged"
+    return "reached" if one.reached else "MISSED"
 
 
 def _times(
@@ -161,7 +166,7 @@ def _times(
         "pairs of rounds",
         f"{unit}s a round",
     )
-    return Section("", "", columns, rows)
+    return Section("", "", columns, rows, short=(0, 1, 3, 5))
 
 
 def _compared(timing: Timing, ours: Timing | None) -> tuple[str, str]:
@@ -189,10 +194,10 @@ def duration(seconds: float) -> str:
 
 def _remarks(results: Results) -> list[str]:
     remarks = []
-    if results.rounds < ROUNDS_MIN:
+    if not results.is_measurement:
         remarks.append(
-            f"Only {results.rounds} round(s): this run shows that the suite works; "
-            f"its numbers are not a measurement. Take {ROUNDS_MIN} rounds or more."
+            "This run shows that the suite works; its numbers are not a measurement. "
+            f"That takes full counts and {ROUNDS_MIN} rounds or more."
         )
     remarks += [
         f"{store} did not run: the module {module} is not installed. "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
+ROUNDS_MIN = 5
+"""Fewer rounds prove that the suite runs, and no more."""
+
 
 @dataclass
 class Timing:
@@ -60,11 +63,18 @@ class Results:
 
     environment: dict[str, str]
     rounds: int
+    full: bool
+    """Whether the counts were those of the aims."""
     timings: list[Timing] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     """Stores that did not run, and the module each needs."""
+
+    @property
+    def is_measurement(self) -> bool:
+        """Whether the numbers may be held against the aims."""
+        return self.full and self.rounds >= ROUNDS_MIN
 
     def timing(self, workload: str, measure: str, store: str) -> Timing | None:
         """Return the times of one store, if they were taken."""

@@ -10,6 +10,7 @@ class Scale:
     """The counts of one run; `read_budget_s` ends the reads of a slow store in a round."""
 
     appends: int = 300
+    memory_appends: int = 1_000
     sessions: int = 64
     appends_each: int = 8
     events: int = 1_000
@@ -35,6 +36,7 @@ FULL = Scale()
 
 QUICK = Scale(
     appends=30,
+    memory_appends=100,
     sessions=8,
     appends_each=2,
     events=60,

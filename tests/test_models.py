@@ -321,11 +321,13 @@ def test_known_fields_leave_no_extra_behind(by_alias: bool) -> None:
 
 
 def test_our_json_is_camel_case() -> None:
-    assert json.loads(Event(id="e", timestamp=1.0, invocation_id="i", error_code="x").to_json()) == {
+    event = Event(id="e", timestamp=1.0, invocation_id="i", error_code="x", state={"a_b": 1})
+    assert json.loads(event.to_json()) == {
         "id": "e",
         "timestamp": 1.0,
         "invocationId": "i",
         "errorCode": "x",
+        "actions": {"stateDelta": {"a_b": 1}},
     }
 
 
@@ -334,8 +336,17 @@ def test_our_json_is_read_back_equal() -> None:
     assert Event.from_json(event.to_json()) == event
 
 
-def test_to_dict_is_what_to_json_writes() -> None:
-    event = Event.from_json(full_event().model_dump_json())
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event(),
+        Event(content="hi"),
+        Event(output=float("inf")),
+        Event(actions=EventActions(escalate=True), node_path="a"),
+        Event(extra={"future": 1}),
+    ],
+)
+def test_to_dict_is_what_to_json_writes(event: Event) -> None:
     assert event.to_dict() == json.loads(event.to_json())
 
 

@@ -53,15 +53,15 @@ from threadline.models import (
     ToolConfirmation,
     UiWidget,
 )
+from threadline.patch import MISSING
 from threadline.runner import RunContext, Runner
-from threadline.service import (
-    MISSING,
-    BaseSessionService,
+from threadline.service import BaseSessionService
+from threadline.state import State
+from threadline.store import (
     DatabaseSessionService,
     EngineSessionService,
     InMemorySessionService,
 )
-from threadline.state import State
 
 __version__ = "0.1.0"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from threadline.content import Part
     from threadline.importers.openai_chat import ImportReport
     from threadline.models import Event, Session
-    from threadline.service import DatabaseSessionService
+    from threadline.store import DatabaseSessionService
 
 # What a command needs is imported when it runs: `threadline --help` is to be quick.
 
@@ -483,7 +483,7 @@ def _with_service(
     """Run work on the service of a database, which must be there unless it may be created."""
     import asyncio
 
-    from threadline.service import DatabaseSessionService
+    from threadline.store import DatabaseSessionService
 
     if not create:
         _must_exist(db)

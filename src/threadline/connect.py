@@ -78,4 +78,4 @@ def _sqlite(rest: str, durability: str, busy_timeout_s: float) -> Engine:
 
 def _shown(url: object) -> str:
     """Return a URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", repr(url))
+    return re.sub(r":[^@]*@", ":***@", repr(url))

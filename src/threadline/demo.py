@@ -26,7 +26,7 @@ from threadline.content import Content, FunctionCall, Part
 from threadline.errors import InvalidInputError
 from threadline.models import Event
 from threadline.runner import Runner
-from threadline.service import DatabaseSessionService
+from threadline.store import DatabaseSessionService
 from threadline.sync import DatabaseSessionService as BlockingService
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from threadline import service
+from threadline import service, store
 from threadline.blocking import call
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class BaseSessionService:
 class EngineSessionService(BaseSessionService):
     """A blocking face of a service over an engine."""
 
-    asynchronous: service.EngineSessionService
+    asynchronous: store.EngineSessionService
 
     def prepare_tables(self) -> None:
         """Connect, and create or upgrade the tables, ahead of the first request."""
@@ -235,7 +235,7 @@ class InMemorySessionService(EngineSessionService):
     """Sessions in the memory of this process, for tests and throw-away runs."""
 
     def __init__(self, *, on_stale: OnStale = "raise", state_schema: type | None = None) -> None:
-        self.asynchronous = service.InMemorySessionService(
+        self.asynchronous = store.InMemorySessionService(
             on_stale=on_stale, state_schema=state_schema
         )
 
@@ -253,7 +253,7 @@ class DatabaseSessionService(EngineSessionService):
         auto_migrate: bool = True,
         state_schema: type | None = None,
     ) -> None:
-        self.asynchronous = service.DatabaseSessionService(
+        self.asynchronous = store.DatabaseSessionService(
             db_url,
             on_stale=on_stale,
             durability=durability,

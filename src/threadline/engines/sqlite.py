@@ -110,7 +110,7 @@ class SqliteEngine:
             if self._writer is not None:
                 return
             with _translated(self.path):
-                db = self._connect()
+                db = _connect(self.path, self._busy_timeout_s)
                 try:
                     self._make_ready(db)
                 except BaseException:
@@ -119,7 +119,7 @@ class SqliteEngine:
             self._pid = os.getpid()
             self._writer = _Writer(db, self.path, self._busy_timeout_s)
             if self.path != ":memory:":
-                self._readers = _Readers(self._connect)
+                self._readers = _Readers(self.path, self._busy_timeout_s)
             # Threads must not keep a forgotten engine alive, nor outlive it.
             self._finalizer = weakref.finalize(self, _shut, self._writer, self._readers, self._pid)
 
@@ -129,17 +129,6 @@ class SqliteEngine:
             self._check_process()
             await asyncio.to_thread(self._finalizer)
             self._writer = self._readers = None
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self.path,
-            timeout=self._busy_timeout_s,
-            isolation_level=None,  # BEGIN and COMMIT are ours
-            check_same_thread=False,  # closed by another thread than the one it serves
-            cached_statements=64,
-        )
-        db.execute("PRAGMA cache_size = -16384")
-        return db
 
     def _make_ready(self, db: sqlite3.Connection) -> None:
         tables = {name for (name,) in db.execute(SQL["select_tables"])}
@@ -552,8 +541,9 @@ def _settle(outcomes: list[_Outcome]) -> None:
 class _Readers:
     """A few threads, each with a connection of its own."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self._connect = connect
+    def __init__(self, path: str, busy_timeout_s: float) -> None:
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._pool = concurrent.futures.ThreadPoolExecutor(
@@ -571,7 +561,7 @@ class _Readers:
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
-            db = self._local.db = self._connect()
+            db = self._local.db = _connect(self._path, self._busy_timeout_s)
             db.execute("PRAGMA query_only = ON")
             self._connections.append(db)
         # One transaction, so that session, state and events are of one moment.
@@ -580,6 +570,18 @@ class _Readers:
             return work(db)
         finally:
             db.execute("ROLLBACK")
+
+
+def _connect(path: str, busy_timeout_s: float) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        path,
+        timeout=busy_timeout_s,
+        isolation_level=None,  # BEGIN and COMMIT are ours
+        check_same_thread=False,  # closed by another thread than the one it serves
+        cached_statements=64,
+    )
+    db.execute("PRAGMA cache_size = -16384")
+    return db
 
 
 def _shut(writer: _Writer, readers: _Readers | None, pid: int) -> None:

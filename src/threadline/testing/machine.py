@@ -26,7 +26,9 @@ from threadline.canonical import dump, encode
 from threadline.content import Content, FunctionCall, Part
 from threadline.errors import StaleSessionError, ThreadlineError
 from threadline.models import Event, EventActions, GetSessionConfig, Session
-from threadline.service import MISSING, BaseSessionService, InMemorySessionService
+from threadline.patch import MISSING
+from threadline.service import BaseSessionService
+from threadline.store import InMemorySessionService
 from threadline.testing.service_suite import HOSTILE_IDS, HOSTILE_VALUES, REFUSED_IDS
 
 if TYPE_CHECKING:

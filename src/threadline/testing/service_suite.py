@@ -25,7 +25,8 @@ from threadline.errors import (
     UnsupportedValueError,
 )
 from threadline.models import Event, EventActions, GetSessionConfig, Session
-from threadline.service import MISSING, BaseSessionService
+from threadline.patch import MISSING
+from threadline.service import BaseSessionService
 from threadline.testing.loops import asynchronous
 
 if TYPE_CHECKING:
