@@ -32,7 +32,7 @@ layers: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-bench  ## Measure threadline and its peers in one run
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove the virtual environment
 	rm -rf $(VENV)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threadline import (
@@ -318,18 +318,21 @@ messages = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(messages, max_size=5))
 def test_any_messages_come_back_equal(talk: list[dict[str, Any]]) -> None:
     assert strict(and_back(talk)) == strict(talk)
 
 
+@settings(deadline=None)
 @given(st.lists(messages, max_size=5))
 def test_a_growing_conversation_keeps_the_events_it_had(talk: list[dict[str, Any]]) -> None:
     whole = to_events("s", talk)
     assert [e.to_json() for e in to_events("s", talk[:-1])] == [e.to_json() for e in whole[:-1]]
 
 
-def test_a_session_that_was_not_imported_gives_the_nearest_messages() -> None:
+@pytest.mark.parametrize("agent", ["concierge", "assistant", "tool"])
+def test_a_session_that_was_not_imported_gives_the_nearest_messages(agent: str) -> None:
     answers = [
         Part(function_response=FunctionResponse(id="c1", name="f", response={"temperature": 20})),
         Part(function_response=FunctionResponse(id="c2", name="g", response={"result": "done"})),
@@ -346,7 +349,7 @@ def test_a_session_that_was_not_imported_gives_the_nearest_messages() -> None:
                 ],
             ),
         ),
-        Event(author="concierge", content=Content(role="user", parts=answers)),
+        Event(author=agent, content=Content(role="user", parts=answers)),
         Event(author="concierge", actions={"state_delta": {"done": True}}),
     ]
     session = Session(id="s", app_name="a", user_id="u", events=events)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import subprocess
 import sys
@@ -38,7 +37,9 @@ def public_names() -> set[str]:
 
 
 def test_all_is_sorted() -> None:
-    assert threadline.__all__ == sorted(threadline.__all__)
+    """Constants first, as the linter wants it."""
+    ordered = sorted(threadline.__all__, key=lambda name: (not name.isupper(), name))
+    assert threadline.__all__ == ordered
 
 
 def test_all_has_each_name_once() -> None:
@@ -113,7 +114,3 @@ def test_a_schema_of_another_kind_loads_no_pydantic() -> None:
         "threadline.State(schema=Schema)['a'] = 1"
     )
     assert "pydantic" not in loaded_by(statement)
-
-
-def test_reloading_is_harmless() -> None:
-    assert importlib.import_module("threadline") is threadline

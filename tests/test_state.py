@@ -24,7 +24,7 @@ from threadline import (
     State,
     StateSchemaError,
 )
-from threadline.state import ReadOnlyDict, merge, read_only, split, temp_keys, write_through
+from threadline.state import merge, read_only, split, temp_keys, write_through
 
 # -- scopes -------------------------------------------------------------------------------
 
@@ -630,7 +630,3 @@ def test_user_state_is_a_copy_that_can_be_written() -> None:
         return await service.get_user_state(app_name="a", user_id="u")
 
     assert asyncio.run(write()) == {"x": {"k": 1}}
-
-
-def test_a_read_only_dict_made_by_fromkeys_is_no_way_in() -> None:
-    assert isinstance(session_state(), ReadOnlyDict)

@@ -561,8 +561,7 @@ class _Readers:
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
-            db = self._local.db = _connect(self._path, self._busy_timeout_s)
-            db.execute("PRAGMA query_only = ON")
+            db = self._local.db = _connect(self._path, self._busy_timeout_s, query_only=True)
             self._connections.append(db)
         # One transaction, so that session, state and events are of one moment.
         db.execute("BEGIN")
@@ -572,7 +571,7 @@ class _Readers:
             db.execute("ROLLBACK")
 
 
-def _connect(path: str, busy_timeout_s: float) -> sqlite3.Connection:
+def _connect(path: str, busy_timeout_s: float, *, query_only: bool = False) -> sqlite3.Connection:
     db = sqlite3.connect(
         path,
         timeout=busy_timeout_s,
@@ -580,7 +579,12 @@ def _connect(path: str, busy_timeout_s: float) -> sqlite3.Connection:
         check_same_thread=False,  # closed by another thread than the one it serves
         cached_statements=64,
     )
-    db.execute("PRAGMA cache_size = -16384")
+    try:
+        db.execute("PRAGMA cache_size = -16384")
+        db.execute(f"PRAGMA query_only = {query_only:d}")
+    except sqlite3.Error:  # the file is no database
+        db.close()
+        raise
     return db
 
 

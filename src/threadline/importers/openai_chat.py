@@ -605,14 +605,14 @@ def _messages(event: Event) -> list[dict[str, Any]]:
     if event.content is None:
         return []
     parts = list(event.content.parts or ())
-    kept = (event.custom_metadata or {}).get(METADATA, {})
-    if event.author in ROLES:
-        message = _message(event.author, parts, kept)
-        return [_edited(message, kept.get("edits", ()))]
     answers = [part for part in parts if part.function_response]
-    if answers:
+    if answers and (event.author not in ANSWERS or len(parts) > 1):
         return [_message("tool", [part], {}) for part in answers]
-    return [_message("assistant" if event.content.role == "model" else "user", parts, {})]
+    role = event.author
+    if role not in ROLES:
+        role = "assistant" if event.content.role == "model" else "user"
+    kept = (event.custom_metadata or {}).get(METADATA, {})
+    return [_edited(_message(role, parts, kept), kept.get("edits", ()))]
 
 
 def _message(role: str, parts: list[Part], form: dict[str, Any]) -> dict[str, Any]:
