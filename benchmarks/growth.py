@@ -112,12 +112,12 @@ def _plot(
             [_quantile(window, 0.1) * 1e6 for window in windows],
             [_quantile(window, 0.9) * 1e6 for window in windows],
             alpha=0.25,
-            label="10 to 90 in 100",
+            label="10th to 90th percentile",
         )
         panel.set_xlabel(label)
-        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend()
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("one append, microseconds")
     figure.suptitle("threadline on SQLite, full durability: append time as a session grows")
     figure.tight_layout()

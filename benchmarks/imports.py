@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from benchmarks.peers import AdkDatabase, LangGraph, OpenAiAgents, absent
 from benchmarks.results import Failure, Figure, Timing
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ TITLE = "Import time"
 REFERENCE = "import threadline"
 
 STATEMENTS = {
-    REFERENCE: "threadline",
-    "from threadline import the services, Runner and models": "threadline",
-    "from google.adk.sessions import the services": "google.adk",
-    "from agents import SQLiteSession": "agents",
-    "from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver": "langgraph.checkpoint.sqlite",
+    REFERENCE: ("threadline",),
+    "from threadline import the services, Runner and models": ("threadline",),
+    "from google.adk.sessions import the services": AdkDatabase.modules,
+    "from agents import SQLiteSession": OpenAiAgents.modules,
+    "from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver": LangGraph.modules,
 }
+"""What is imported, and the modules that must be installed for it."""
+
 _CODE = {
     "from threadline import the services, Runner and models": (
         "from threadline import DatabaseSessionService, InMemorySessionService, Runner, Event, "
@@ -81,8 +83,8 @@ def run(results: Results, scale: Scale, say: Callable[[str], None]) -> None:
     """Import in fresh interpreters that have asyncio and msgspec already."""
     loaded: set[str] = set()
     for number in range(results.rounds + 1):  # the first one writes the byte code
-        for name, module in STATEMENTS.items():
-            if not _installed(module):
+        for name, modules in STATEMENTS.items():
+            if absent(modules) is not None:
                 continue
             say(f"{NAME}: round {number} of {results.rounds}, {name}")
             try:
@@ -119,13 +121,6 @@ def describe(scale: Scale) -> str:
         f"{scale.imports} fresh interpreters a round, each with asyncio and msgspec imported "
         "before the clock starts."
     )
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _import(statement: str) -> tuple[float, set[str]]:

@@ -49,7 +49,7 @@ class RawSqlite(Store):
     """A bare sqlite3 connection in WAL mode with synchronous=FULL."""
 
     name = "raw sqlite3 (the limit)"
-    package = "threadline"
+    package = "sqlite3"
     modules = ("threadline",)
     durability = "WAL, synced at every commit"
 

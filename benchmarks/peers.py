@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import operator
+import sqlite3
 from contextlib import AsyncExitStack, aclosing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -36,8 +37,6 @@ class Store:
     durability: ClassVar[str]
     """What its defaults promise when an append returns."""
     ours: ClassVar[bool] = False
-    pages: ClassVar[str] = "lists all sessions"
-    """What `page` has to do in this API."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,7 +147,6 @@ class Threadline(AdkVerbs):
     modules = ("threadline",)
     durability = "WAL, synced at every commit"
     ours = True
-    pages = "asks for the page"
 
     async def open(self) -> None:
         threadline = importlib.import_module("threadline")
@@ -295,7 +293,6 @@ class LangGraph(Store):
     package = "langgraph-checkpoint-sqlite"
     modules = ("langgraph.graph", "langgraph.checkpoint.sqlite.aio", "langchain_core.messages")
     durability = "WAL, synced at every commit (SQLite's default)"
-    pages = "lists checkpoints until enough threads are seen"
 
     async def open(self) -> None:
         graph = importlib.import_module("langgraph.graph")
@@ -365,7 +362,12 @@ class LangGraph(Store):
 
 def missing(store: type[Store]) -> str | None:
     """Return the first module that the store needs and that is not installed."""
-    for module in store.modules:
+    return absent(store.modules)
+
+
+def absent(modules: Iterable[str]) -> str | None:
+    """Return the first of the modules that is not installed."""
+    for module in modules:
         try:
             found = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:
@@ -377,10 +379,14 @@ def missing(store: type[Store]) -> str | None:
 
 def version(package: str) -> str:
     """Return the version of an installed distribution."""
+    if package == "sqlite3":
+        return sqlite3.sqlite_version
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "from the source tree" if package == "threadline" else "not installed"
+        if package == "threadline":  # not installed, but on the path
+            return f"{importlib.import_module(package).__version__}, from the source tree"
+        return "not installed"
 
 
 def _threadline_models(threadline: Any) -> SimpleNamespace:

@@ -68,7 +68,7 @@ def write(
         f"- rounds: {results.rounds}",
         "",
     ]
-    for section in _sections(results, verdicts, scale):
+    for section in [*_sections(results, verdicts, scale), _stores(results)]:
         lines += [f"## {section.title}", ""]
         if section.text:
             lines += [*section.text.replace(". ", ".\n").splitlines(), ""]
@@ -118,6 +118,20 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
         if rows:
             sections.append(Section(title, text, ("what", "measured", "detail"), rows, image))
     return sections
+
+
+def _stores(results: Results) -> Section:
+    kinds = dict.fromkeys(store for workload in WORKLOADS for store in workload.stores)
+    return Section(
+        "Stores",
+        "Each with its own defaults. What is not synced can be lost in a power cut.",
+        ("store", "version", "when an append returns"),
+        [
+            (kind.name, peers.version(kind.package), kind.durability)
+            for kind in kinds
+            if kind.name not in results.missing
+        ],
+    )
 
 
 def _aims(results: Results, verdicts: list[Verdict]) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import datetime
+import datetime as dt
 import decimal
 import enum
 import json
@@ -25,7 +25,7 @@ from threadline import (
     Part,
     UnsupportedValueError,
 )
-from threadline.canonical import DEPTH_MAX, decode, decode_many, encode, encode_checked
+from threadline.canonical import DEPTH_MAX, decode, encode, encode_checked
 
 
 def told(value: Any) -> Any:
@@ -67,10 +67,30 @@ def joins(text: str) -> bool:
 
 SAFE_TEXT = TEXT.filter(lambda text: not joins(text))
 FLOATS = st.floats() | st.sampled_from(
-    [0.1 + 0.2, 1.7976931348623157e308, 5e-324, -0.0, 1e22, 1e23, 123456789012345.67, 9007199254740993.0]
+    [
+        0.1 + 0.2,
+        1.7976931348623157e308,
+        5e-324,
+        -0.0,
+        1e22,
+        1e23,
+        123456789012345.67,
+        9007199254740993.0,
+    ]
 )
 INTS = st.integers() | st.sampled_from(
-    [2**70, -(2**70), 2**63, 2**63 - 1, -(2**63), -(2**63) - 1, 2**64, 2**64 - 1, 2**53 + 1, 10**4000]
+    [
+        2**70,
+        -(2**70),
+        2**63,
+        2**63 - 1,
+        -(2**63),
+        -(2**63) - 1,
+        2**64,
+        2**64 - 1,
+        2**53 + 1,
+        10**4000,
+    ]
 )
 JSON = st.recursive(
     st.none() | st.booleans() | INTS | FLOATS | SAFE_TEXT,
@@ -124,7 +144,7 @@ def test_large_integers_come_back(bits: int) -> None:
         assert and_back([value]) == [value]
 
 
-@pytest.mark.parametrize("value", ["\ud800", "\udfff", "a\udc00\ud800b"])
+@pytest.mark.parametrize("value", [chr(0xD800), chr(0xDFFF), "a\udc00\ud800b"])
 def test_lone_surrogates_come_back(value: str) -> None:
     assert and_back({value: value}) == {value: value}
 
@@ -189,9 +209,9 @@ REFUSED: list[tuple[Any, str]] = [
     (frozenset(), "frozenset"),
     (b"bytes", "bytes"),
     (bytearray(b"x"), "bytearray"),
-    (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "datetime"),
-    (datetime.date(2026, 1, 2), "date"),
-    (datetime.timedelta(1), "timedelta"),
+    (dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "datetime"),
+    (dt.date(2026, 1, 2), "date"),
+    (dt.timedelta(1), "timedelta"),
     (decimal.Decimal("1.5"), "Decimal"),
     (decimal.Decimal(1), "Decimal"),
     (uuid.UUID(int=1), "UUID"),
@@ -233,7 +253,9 @@ def test_other_types_are_refused_in_every_open_field_of_an_event(value: Any, nam
 @pytest.mark.parametrize(
     ("value", "name"),
     [case for case in REFUSED if not isinstance(case[0], Part | Blob)],
-    ids=[name for name, case in zip(NAMES, REFUSED, strict=True) if case[1] not in ("Part", "Blob")],
+    ids=[
+        name for name, case in zip(NAMES, REFUSED, strict=True) if case[1] not in ("Part", "Blob")
+    ],
 )
 def test_other_types_are_refused_at_the_top(value: Any, name: str) -> None:
     assert refused(value).startswith("root ")
@@ -356,17 +378,7 @@ def test_a_hostile_key_in_a_model_inside_of_a_list_is_kept_as_it_came() -> None:
 
 
 def test_an_unknown_field_with_a_hostile_value_is_kept_as_it_came() -> None:
-    written = '{"id":"e","timestamp":1.0,"new":{"big":%d,"nan":NaN,"lone":"\\ud800"}}' % 2**70
+    new = f'{{"big":{2**70},"nan":NaN,"lone":"\\ud800"}}'
+    written = f'{{"id":"e","timestamp":1.0,"new":{new}}}'
     again = json.loads(Event.from_json(written).to_json())
     assert told(again["new"]) == told(json.loads(written)["new"])
-
-
-# -- many at once -------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(JSON, max_size=5))
-def test_many_bodies_decode_to_what_each_decodes_to(outputs: list[Any]) -> None:
-    bodies = [encode(Event(id=str(n), timestamp=1.0, output=v)) for n, v in enumerate(outputs)]
-    many = decode_many(Event, bodies)
-    assert [told(event.output) for event in many] == [told(value) for value in outputs]

@@ -151,7 +151,8 @@ def test_every_field_of_adk_has_the_same_default(name: str) -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False,
     allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    lambda inner: st.lists(inner, max_size=2)
+    | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip
 
@@ -196,6 +197,7 @@ def adk_models(kind: Any, *, full: bool) -> st.SearchStrategy[Any]:
     }
     if kind is AdkEvent:
         fields["id"] = st.text(min_size=1, max_size=5)
+    full = full or kind.__name__ == "CacheMetadata"  # which wants all of its fields, or none
     needed = {n for n, info in kind.model_fields.items() if full or info.is_required()}
     needed |= {"id", "timestamp"} if kind is AdkEvent else set()
     return st.fixed_dictionaries(
@@ -296,7 +298,9 @@ def test_adks_json_is_read_in_both_spellings(by_alias: bool, exclude_none: bool)
 
 @pytest.mark.parametrize("by_alias", [True, False])
 @pytest.mark.parametrize("exclude_none", [True, False])
-def test_a_sparse_event_of_adk_is_read_in_both_spellings(by_alias: bool, exclude_none: bool) -> None:
+def test_a_sparse_event_of_adk_is_read_in_both_spellings(
+    by_alias: bool, exclude_none: bool
+) -> None:
     theirs = AdkEvent(id="e", author="a", timestamp=1.5, content=genai.Content(role="user"))
     written = theirs.model_dump_json(by_alias=by_alias, exclude_none=exclude_none)
     assert Event.from_json(written) == Event(
@@ -310,14 +314,14 @@ def test_known_fields_leave_no_extra_behind(by_alias: bool) -> None:
 
     def extras(value: Any) -> Iterator[Any]:
         if isinstance(value, Model):
-            yield value.extra
+            yield value.extra or None
             for field in msgspec.structs.fields(type(value)):
                 yield from extras(getattr(value, field.name))
         elif isinstance(value, list):
             for item in value:
                 yield from extras(item)
 
-    assert set(extras(event)) == {None}
+    assert set(extras(event)) == {msgspec.UNSET}
 
 
 def test_our_json_is_camel_case() -> None:
@@ -402,7 +406,8 @@ def test_an_adk_auth_config_as_an_object_says_what_its_json_says() -> None:
     asked = AuthConfig(auth_scheme=HTTPBearer())
     theirs = AdkEvent(author="a", actions=AdkActions(requested_auth_configs={"call": asked}))
     again = AdkEvent.model_validate_json(Event.from_dict(theirs).to_json())
-    assert again.actions.requested_auth_configs == {"call": asked}
+    written = theirs.model_dump_json(by_alias=True, exclude_none=True)
+    assert again == AdkEvent.model_validate_json(written)
 
 
 def test_an_enumeration_becomes_plain_text() -> None:
@@ -421,7 +426,9 @@ def test_an_enumeration_value_that_adk_does_not_know_is_kept() -> None:
 
 
 @pytest.mark.parametrize("level", list(genai.MediaProcessing))
-def test_media_processing_is_an_enumeration_as_in_google_genai(level: genai.MediaProcessing) -> None:
+def test_media_processing_is_an_enumeration_as_in_google_genai(
+    level: genai.MediaProcessing,
+) -> None:
     theirs = genai.Part(text="x", media_processing=level)
     again = genai.Part.model_validate_json(Part.from_dict(theirs).to_json())
     assert again == theirs
@@ -587,7 +594,7 @@ def test_unknown_fields_at_every_level_survive_from_dict_to_dict() -> None:
 
 
 def test_unknown_fields_survive_append_get_and_append_into_another_session() -> None:
-    event = future_event()
+    event = {**future_event(), "partial": False}
 
     async def carry() -> dict[str, Any]:
         async with InMemorySessionService() as service:
@@ -628,7 +635,8 @@ def test_writing_an_event_with_unknown_fields_uses_up_no_new_id() -> None:
 
 @pytest.mark.parametrize("key", ["threadline:extra", "threadline\\u003aextra"])
 def test_a_hostile_unknown_field_at_model_level_is_kept_as_it_came(key: str) -> None:
-    written = f'{{"id":"e","timestamp":1.0,"author":"me","{key}":{{"author":"you"}}}}'
+    hostile = f'"author":"me","{key}":{{"author":"you"}}'
+    written = f'{{"id":"e","timestamp":1.0,"actions":{{"escalate":true}},{hostile}}}'
     assert json.loads(Event.from_json(written).to_json()) == json.loads(written)
 
 
@@ -820,7 +828,9 @@ def test_an_event_equals_no_other_thing() -> None:
     assert Event() != "an event"
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))]
+)
 def test_copies_are_equal(copied: Any) -> None:
     event = Event.from_json(json.dumps(future_event()))
     assert copied(event) == event

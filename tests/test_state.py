@@ -34,7 +34,9 @@ def test_split_sorts_keys_by_scope_and_cuts_the_prefix() -> None:
     assert scopes == ({"a": 1}, {"b": 2}, {"c": 3})
 
 
-@pytest.mark.parametrize("key", ["foo:bar", "App:x", "apps:x", ":x", "session:x", "", "app", "temp"])
+@pytest.mark.parametrize(
+    "key", ["foo:bar", "App:x", "apps:x", ":x", "session:x", "", "app", "temp"]
+)
 def test_other_keys_belong_to_the_session(key: str) -> None:
     assert split({key: 1}).session == {key: 1}
 
@@ -82,7 +84,9 @@ def test_split_leaves_the_delta_alone(delta: dict[str, int]) -> None:
 SMALL_KEYS = st.sampled_from(["a", "b", "user:c", "app:d", "temp:e", "x:y"])
 VALUES = st.recursive(
     st.none() | st.integers(0, 3) | st.text("xy", max_size=2),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("kl", max_size=1), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text("kl", max_size=1), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 STEPS = st.lists(
@@ -273,14 +277,6 @@ def test_what_take_returned_does_not_change_later() -> None:
     before = copy.deepcopy(taken)
     state["b"] = 2
     assert taken == before
-
-
-def test_what_was_taken_is_read_until_it_is_stored() -> None:
-    """Between take and the store's answer an agent's task may read; it must see its writes."""
-    state = State(read_only({}))
-    state["a"] = 1
-    state.take()
-    assert state.get("a") == 1
 
 
 # -- schema -------------------------------------------------------------------------------
@@ -565,7 +561,7 @@ def test_writing_to_a_copy_leaves_the_state_alone(copied: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "copied", [list, copy.copy, copy.deepcopy, lambda v: v[:], lambda v: v + [], lambda v: v.copy()]
+    "copied", [list, copy.copy, copy.deepcopy, lambda v: v[:], lambda v: v * 1, lambda v: v.copy()]
 )
 def test_a_copy_of_a_list_is_plain(copied: Any) -> None:
     assert type(copied(session_state()["l"])) is list

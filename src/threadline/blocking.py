@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadline.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    import concurrent.futures
     from collections.abc import Coroutine
 
 T = TypeVar("T")
@@ -45,19 +44,25 @@ class _LoopThread:
 _thread = _LoopThread()
 
 
-def submit(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Start a coroutine on the loop thread."""
+def start(
+    work: Coroutine[Any, Any, T],
+) -> tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]:
+    """Make a task of a coroutine on the loop thread; return the loop and the task."""
+
+    async def begin() -> asyncio.Task[T]:
+        return asyncio.get_running_loop().create_task(work)
+
+    return _thread.loop(), call(begin())
+
+
+def call(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the loop thread and wait for its result."""
     try:
         loop = _thread.loop()
     except InvalidInputError:
         work.close()
         raise
-    return asyncio.run_coroutine_threadsafe(work, loop)
-
-
-def call(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the loop thread and wait for its result."""
-    future = submit(work)
+    future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
         return future.result()
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ The fast path is msgspec on typed structs. Three things it cannot do are done he
 plain Python, only for the values that need it:
 
 - *Unknown fields.* A struct refuses them, so the fast path never drops one silently; the
-  slow path keeps them in `extra` and writes them back where they stood.
+  slow path keeps them in `extra` and writes them back beside the known ones.
 - *Both spellings.* JSON is camelCase; snake_case (as google-adk stores it) is read too.
 - *Values JSON has no form for.* NaN, infinities and lone surrogates are written the way
   Python's `json` writes and reads them (`NaN`, `\\ud800`).
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import enum
 import functools
 import json
 import re
@@ -37,10 +38,17 @@ from threadline.errors import InvalidInputError, UnsupportedValueError
 if TYPE_CHECKING:
     from typing import Self
 
-# The JSON name under which msgspec would write `extra`. No field of ours or of ADK's can
-# have it; bytes that contain it take the slow path, where it is an ordinary unknown field.
+# The JSON name under which msgspec would write `extra`: bytes that contain it take the slow
+# path. It is never read under that name, as msgspec knows no way to make an Extra.
 _EXTRA = "threadline:extra"
 _EXTRA_BYTES = _EXTRA.encode()
+
+
+class Extra(dict[str, Any]):
+    """Fields that this version does not know, as they came."""
+
+    __slots__ = ()
+
 
 DEPTH_MAX = 128
 """Containers inside containers, at most: what loads here must load under a deep stack too."""
@@ -56,6 +64,8 @@ class ModelMeta(msgspec.StructMeta):
     def __call__(cls, *args: Any, **fields: Any) -> Any:  # noqa: N805 - a metaclass
         models = _model_fields(cls)
         for name, value in fields.items():
+            if name == "extra":
+                fields[name] = Extra(value) if value else msgspec.UNSET
             if value is None or name not in models:
                 continue
             kind, item_kind = models[name]
@@ -64,7 +74,9 @@ class ModelMeta(msgspec.StructMeta):
                     fields[name] = build(kind, value, name)
             else:
                 items = value.values() if isinstance(value, dict) else value
-                if any(type(item) is not item_kind for item in items):
+                if type(value) not in (list, dict) or any(
+                    type(item) is not item_kind for item in items
+                ):
                     fields[name] = build(kind, value, name)
         return super().__call__(*args, **fields)
 
@@ -82,8 +94,13 @@ class Model(
 ):
     """The base of every model: immutable, compared by value, lossless in JSON."""
 
-    extra: dict[str, Any] | None = msgspec.field(default=None, name=_EXTRA)
-    """Fields this version does not know, kept as they came."""
+    extra: Extra | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name=_EXTRA)
+    """Fields this version does not know, kept as they came; UNSET where there are none."""
+
+    @classmethod
+    def __adapt__(cls, value: Any) -> Any:
+        """Turn a shorthand for this model into a dict or an object with `model_dump`."""
+        return value
 
     @classmethod
     def from_dict(cls, value: Any) -> Self:
@@ -96,7 +113,7 @@ class Model(
         """Make a model from JSON, in either spelling; unknown fields are kept."""
         try:
             model: Self = decode(cls, data.encode() if isinstance(data, str) else data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"This is not the JSON of {cls.__name__}: {error}") from error
         return model
 
@@ -114,8 +131,9 @@ class Model(
         """Let pydantic and FastAPI models have fields of this type."""
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(
+        return core_schema.no_info_after_validator_function(
             lambda value: value if isinstance(value, cls) else cls.from_dict(value),
+            core_schema.any_schema(),
             serialization=core_schema.plain_serializer_function_ser_schema(
                 dump, return_schema=core_schema.dict_schema()
             ),
@@ -135,11 +153,15 @@ def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any]:
     kind = type(value) if isinstance(value, Model) else None
     try:
         data = _encoder.encode(value)
-        # Neither unknown fields, nor so deep that it might not load under a deep stack.
-        if _EXTRA_BYTES not in data and data.count(b"[") + data.count(b"{") < DEPTH_MAX:
+        if _EXTRA_BYTES not in data and not _is_unordered(value):
             again = _decoder(kind).decode(data)
             if again == value:
+                # Few brackets cannot be deep; many may, or they stand in a text.
+                if data.count(b"[") + data.count(b"{") > DEPTH_MAX:
+                    _check(dump(value), path, 0)
                 return data, again
+    except UnsupportedValueError:
+        raise
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         pass  # The slow path either manages or says what is wrong and where.
     plain = dump(value)
@@ -153,26 +175,12 @@ def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any]:
 
 def decode(kind: type | None, data: bytes) -> Any:
     """Return the value in `data`: a model of type `kind`, or plain JSON types for None."""
-    if _EXTRA_BYTES not in data:
-        try:
-            return _decoder(kind).decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass  # unknown or snake_case fields, or values outside of strict JSON
+    try:
+        return _decoder(kind).decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass  # unknown or snake_case fields, or values outside of strict JSON
     value = json.loads(data)
-    return value if kind is None else build(kind, value, kind.__name__)
-
-
-def decode_many(kind: type, bodies: list[bytes]) -> list[Any]:
-    """Decode many bodies in one go; the slow path is taken for those that need it."""
-    data = b"[%b]" % b",".join(bodies)
-    if _EXTRA_BYTES not in data:
-        try:
-            many: list[Any] = _decoder(list[kind]).decode(data)  # type: ignore[valid-type]
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass
-        else:
-            return many
-    return [decode(kind, body) for body in bodies]
+    return value if kind is None else _build_model(kind, value, kind.__name__)
 
 
 _encoder = msgspec.json.Encoder()
@@ -183,74 +191,90 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(Any if kind is None else kind)
 
 
+def _is_unordered(value: Any) -> bool:
+    """Whether msgspec would write a set of several strings in an order of its own."""
+    ids: frozenset[str] | None = getattr(value, "long_running_tool_ids", None)
+    return ids is not None and len(ids) > 1
+
+
 # -- the slow path ----------------------------------------------------------------------
 
 
 def dump(value: Any) -> Any:
-    """Return a model as JSON types, unknown fields hoisted back; leave other values alone."""
+    """Return a model as JSON types, unknown fields beside the known; leave other values alone."""
     if not isinstance(value, Model):
         return value
     plain = {
         field.encode_name: _dump_field(item, field.type)
         for field in _fields(type(value))
-        if (item := getattr(value, field.name)) is not None and item != _default(field)
+        if (item := getattr(value, field.name)) is not None and not _is_default(field, item)
     }
-    return {**plain, **(value.extra or {})}
+    return {**(value.extra or {}), **plain}
 
 
 def _dump_field(item: Any, kind: Any) -> Any:
     """Go by the declared type: what a user put into a dict is not ours to convert."""
-    for option in (kind, *get_args(kind)):
+    for option in _options(kind):
         origin, item_kind = get_origin(option), (get_args(option) or (None,))[-1]
-        if _is_model(option):
+        if isinstance(item, Model) and _is_model(option):
             return dump(item)
-        if option is bytes and isinstance(item, bytes):
+        if isinstance(item, bytes) and option is bytes:
             return base64.b64encode(item).decode()
-        if origin is frozenset:
+        if isinstance(item, frozenset) and origin is frozenset:
             return sorted(item)
-        if origin is list and _is_model(item_kind):
+        if isinstance(item, list) and origin is list and _is_model(item_kind):
             return [dump(one) for one in item]
-        if origin is dict and _is_model(item_kind):
+        if isinstance(item, dict) and origin is dict and _is_model(item_kind):
             return {key: dump(one) for key, one in item.items()}
     return item
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types a declared type allows, beside None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(option for option in get_args(kind) if option is not type(None))
+    return (kind,)
+
+
+def _is_default(field: msgspec.structs.FieldInfo, item: Any) -> bool:
+    """Whether msgspec leaves the item out: a plain default, or an empty container."""
+    if field.default_factory in (dict, list, frozenset):
+        return not item
+    return field.default is not msgspec.NODEFAULT and bool(item == field.default)
 
 
 def build(kind: Any, value: Any, path: str) -> Any:
     """Make a value of the type `kind` from JSON types or google objects."""
     if value is None or kind is Any:
         return value
-    if get_origin(kind) in (Union, types.UnionType):
-        kinds = [arg for arg in get_args(kind) if arg is not type(None)]
-        if len(kinds) > 1:
-            return _convert(value, kind, path)
-        return build(kinds[0], value, path)
+    options = _options(kind)
+    if len(options) > 1:
+        return _convert(value, kind, path)
+    (kind,) = options
+    origin, item_kind = get_origin(kind), (get_args(kind) or (None,))[-1]
     if _is_model(kind):
         return _build_model(kind, value, path)
-    origin = get_origin(kind) or kind
     if origin is frozenset and isinstance(value, set | frozenset | list | tuple):
         return frozenset(value)
     if origin is list and isinstance(value, list | tuple):
-        (item_kind,) = get_args(kind)
+        if any(item is None for item in value):
+            raise InvalidInputError(f"{path} holds None.")
         return [build(item_kind, item, f"{path}[{n}]") for n, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        _, item_kind = get_args(kind)
         return {key: build(item_kind, item, f"{path}[{key!r}]") for key, item in value.items()}
     if kind is bytes and isinstance(value, str):
-        try:
-            # google-adk writes the URL-safe alphabet, older releases the standard one.
-            return base64.b64decode(value.replace("-", "+").replace("_", "/"), validate=True)
-        except binascii.Error as error:
-            raise InvalidInputError(f"{path} is not base64: {error}") from error
+        return _bytes(value, path)
     return _convert(value, kind, path)
 
 
 def _build_model(kind: type[Model], value: Any, path: str) -> Model:
     if isinstance(value, kind):
         return value
-    if hasattr(value, "model_dump"):
-        value = value.model_dump(mode="python", exclude_none=True)
-    if isinstance(value, str):
-        value = kind.__from_str__(value) if hasattr(kind, "__from_str__") else value
+    value = kind.__adapt__(value)
+    is_object = hasattr(value, "model_dump")
+    if is_object:
+        # With its Nones: pydantic would take them out of users' dicts as well.
+        value = _without_enums(value.model_dump(mode="python", by_alias=True))
     if not isinstance(value, dict):
         raise InvalidInputError(f"{path}: expected {kind.__name__}, got {type(value).__name__}.")
     names = _spellings(kind)
@@ -259,15 +283,38 @@ def _build_model(kind: type[Model], value: Any, path: str) -> Model:
     for key, item in value.items():
         field = names.get(key)
         if field is None:
-            extra[key] = item
+            if item is not None or not is_object:
+                extra[key] = item
         elif item is not None:
             known[field.name] = build(field.type, item, f"{path}.{field.name}")
-    return kind(**known, extra=extra or None)
+    try:
+        return kind(**known, extra=Extra(extra))
+    except TypeError as error:  # a field that must be there is missing
+        raise InvalidInputError(f"{path}: {error}") from error
+
+
+def _without_enums(value: Any) -> Any:
+    """Put an enumeration's value in its place, as the object's own JSON would."""
+    if isinstance(value, dict):
+        return {key: _without_enums(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_enums(item) for item in value]
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _bytes(text: str, path: str) -> bytes:
+    """Read base64 in both alphabets, with padding or without: ADK's releases differ."""
+    standard = text.replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+    except binascii.Error as error:
+        raise InvalidInputError(f"{path} is not base64: {error}") from error
 
 
 def _convert(value: Any, kind: Any, path: str) -> Any:
+    plain = value.value if isinstance(value, enum.Enum) else value
     try:
-        return msgspec.convert(value, kind, builtin_types=(bytes,))
+        return msgspec.convert(plain, kind, builtin_types=(bytes,))
     except (msgspec.ValidationError, TypeError) as error:
         raise InvalidInputError(f"{path}: {error}") from error
 
@@ -344,21 +391,16 @@ def _model_fields(cls: Any) -> dict[str, tuple[Any, type[Model] | None]]:
     """The fields of `cls` that hold models: their type, and the items' type of a container."""
     found: dict[str, tuple[Any, type[Model] | None]] = {}
     for field in msgspec.structs.fields(cls):
-        for kind in (field.type, *get_args(field.type)):
-            if _is_model(kind):
-                found[field.name] = kind, None
-            elif get_args(kind) and _is_model(get_args(kind)[-1]):
-                found[field.name] = kind, get_args(kind)[-1]
-            elif get_origin(kind) is frozenset:
-                found[field.name] = frozenset, None
+        for option in _options(field.type):
+            item_kind = (get_args(option) or (None,))[-1]
+            if _is_model(option):
+                found[field.name] = option, None
+            elif _is_model(item_kind):
+                found[field.name] = option, item_kind
+            elif get_origin(option) is frozenset:
+                found[field.name] = option, None
     return found
 
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Model)
-
-
-def _default(field: msgspec.structs.FieldInfo) -> Any:
-    if field.default_factory is not msgspec.NODEFAULT:
-        return field.default_factory()
-    return field.default

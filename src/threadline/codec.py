@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from threadline import state
-from threadline.canonical import decode, decode_many, encode, encode_checked
+from threadline.canonical import decode, encode, encode_checked
 from threadline.engines.base import NewEvent, StateRows, check_id
 from threadline.errors import DamagedDataError, InvalidInputError
 from threadline.models import Event, Session
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from threadline.engines.base import EventRow, SessionRow
-
-_set = msgspec.structs.force_setattr
 
 
 def event_to_row(event: Event) -> tuple[NewEvent, Event]:
@@ -48,26 +46,15 @@ def row_to_event(row: EventRow) -> Event:
     seq, body = row
     try:
         event: Event = decode(Event, body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedDataError(f"The event with seq {seq} cannot be read: {error}") from error
-    _set(event, "seq", seq)
+    set_seq(event, seq)
     return event
-
-
-def rows_to_events(rows: Sequence[EventRow]) -> list[Event]:
-    """Return the events of many rows, decoded in one go."""
-    try:
-        events: list[Event] = decode_many(Event, [body for _, body in rows])
-    except ValueError:
-        return [row_to_event(row) for row in rows]
-    for event, (seq, _) in zip(events, rows, strict=True):
-        _set(event, "seq", seq)
-    return events
 
 
 def set_seq(event: Event, seq: int) -> None:
     """Set the store's number on an event that nobody else holds yet."""
-    _set(event, "seq", seq)
+    msgspec.structs.force_setattr(event, "seq", seq)
 
 
 def state_to_rows(delta: Mapping[str, Any]) -> StateRows:

@@ -51,16 +51,12 @@ class FunctionCall(Model):
     will_continue: bool | None = None
 
 
-class MediaProcessing(Model):
-    """How a medium is to be processed; its fields are kept in `extra`."""
-
-
 class FunctionResponsePart(Model):
     """A medium in a function's answer."""
 
     inline_data: Blob | None = None
     file_data: FileData | None = None
-    media_processing: MediaProcessing | None = None
+    media_processing: str | None = None
 
 
 class FunctionResponse(Model):
@@ -165,13 +161,14 @@ class Part(Model):
     thought_signature: bytes | None = None
     video_metadata: VideoMetadata | None = None
     media_resolution: PartMediaResolution | None = None
-    media_processing: MediaProcessing | None = None
+    media_processing: str | None = None
     speech_metadata: SpeechMetadata | None = None
     part_metadata: dict[str, Any] | None = None
 
     @classmethod
-    def __from_str__(cls, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def __adapt__(cls, value: Any) -> Any:
+        """Take text as a part."""
+        return {"text": value} if isinstance(value, str) else value
 
     @classmethod
     def from_text(cls, *, text: str) -> Self:
@@ -208,8 +205,11 @@ class Content(Model):
     role: str | None = None
 
     @classmethod
-    def __from_str__(cls, text: str) -> dict[str, Any]:
-        return {"parts": [Part(text=text)]}
+    def __adapt__(cls, value: Any) -> Any:
+        """Take text, a part (google-genai's too) or several of them as a content."""
+        if isinstance(value, str) or type(value).__name__ == "Part":
+            return {"parts": [value]}
+        return {"parts": value} if isinstance(value, list) else value
 
     @property
     def text(self) -> str:

@@ -63,7 +63,7 @@ class StaleSessionError(ThreadlineError, ValueError):
     """
 
     def __init__(
-        self, message: str, *, expected: int, revision: int, missed: Sequence[Any] = ()
+        self, message: str, *, expected: int = 0, revision: int = 0, missed: Sequence[Any] = ()
     ) -> None:
         super().__init__(message)
         self.expected = expected

@@ -1,8 +1,7 @@
 """The events of a session, decoded when they are looked at.
 
-Loading a long conversation costs what reading its bytes costs. Going through it decodes all
-that is left in one go; a single index decodes a single event. Nothing is decoded twice, and
-no two histories share an event's insides.
+Loading a long conversation costs what reading its bytes costs. Nothing is decoded before it is
+looked at, nothing twice, and no two histories share an event's insides.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from threadline.codec import row_to_event, rows_to_events
+from threadline.codec import row_to_event
 from threadline.models import Event
 
 if TYPE_CHECKING:
@@ -44,10 +43,8 @@ class History(Sequence[Event]):
         return event
 
     def __iter__(self) -> Iterator[Event]:
-        places = [i for i, item in enumerate(self._items) if type(item) is tuple]
-        for i, event in zip(places, rows_to_events([self._items[i] for i in places]), strict=True):
-            self._items[i] = event
-        return iter(self._items[:])  # appends may go on while the holder iterates
+        # Up to the end as it is now: appends may go on while the holder iterates.
+        return map(self.__getitem__, range(len(self._items)))
 
     def __reversed__(self) -> Iterator[Event]:
         return reversed(list(self))

@@ -6,7 +6,7 @@ Fields, JSON names and defaults are those of google-adk 2.13. `Event.seq` and th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, Self, dataclass_transform
 
 import msgspec
 
@@ -132,7 +132,8 @@ def _expand(fields: dict[str, Any]) -> None:
         )
     node_path = fields.pop("node_path", None)
     if node_path is not None:
-        fields["node_info"] = NodeInfo(path=node_path)
+        node_info: NodeInfo = build(NodeInfo, fields.get("node_info") or NodeInfo(), "node_info")
+        fields["node_info"] = msgspec.structs.replace(node_info, path=node_path)
 
 
 class Event(Model, metaclass=EventMeta):
@@ -211,13 +212,17 @@ class Event(Model, metaclass=EventMeta):
         ) -> None: ...
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Event):
-            return NotImplemented
-        if self.seq != other.seq:
+        if isinstance(other, Event) and self.seq != other.seq:
             other = msgspec.structs.replace(other, seq=self.seq)
         return super().__eq__(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Self:
+        """Make an event from JSON, in either spelling; unknown fields are kept."""
+        event = super().from_json(data)
+        return event if event.id else msgspec.structs.replace(event, id=clock.new_id())
 
     @staticmethod
     def new_id() -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -22,9 +23,9 @@ import msgspec
 from threadline import blocking, clock
 from threadline.canonical import build
 from threadline.content import Content
-from threadline.errors import InvalidInputError, SessionNotFoundError
+from threadline.errors import InvalidInputError, SessionNotFoundError, StateSchemaError
 from threadline.models import Event, EventActions
-from threadline.state import State
+from threadline.state import State, temp_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -122,40 +123,41 @@ class Runner:
         # 1. Start or resume: find the session, or create it.
         session = await self._session(user_id, session_id, get_session_config)
         turn = _Turn(self.session_service, session, invocation_id or f"e-{clock.new_id()}")
-        # 2. Store what the user said, with the changes of state that came along.
-        if message is not None or state_delta:
-            await turn.store(
-                Event(
-                    author="user",
-                    content=message,
-                    actions=EventActions(state_delta=dict(state_delta or {})),
-                    invocation_id=turn.invocation_id,
-                )
-            )
-        # 3. Give the agent its context.
         state = State(session.state, schema=getattr(self.session_service, "state_schema", None))
         ctx = RunContext(session, message, turn.invocation_id, state)
-        # 4. Run it.
-        produced = _iterate(self._run(ctx))
+        produced = _iterate(self._run, ctx)
         try:
+            # 2. Store what the user said, with the changes of state that came along.
+            if message is not None or state_delta:
+                await turn.store(
+                    Event(
+                        author="user",
+                        content=message,
+                        actions=EventActions(state_delta=dict(state_delta or {})),
+                        invocation_id=turn.invocation_id,
+                    )
+                )
+            # 3. Give the agent its context, and 4. run it.
             async for item in produced:
                 # 5. Package what it says, and what it changed, as an event.
                 event = self._event(item, ctx)
                 # 6. Append the event, unless it is a partial one, and pass it on.
                 yield await turn.store(event)
             rest = ctx.state.take()
-            if rest:
+            if rest != temp_keys(rest):
                 actions = EventActions(state_delta=rest)
                 yield await turn.store(self._event(Event(actions=actions), ctx))
         except (GeneratorExit, asyncio.CancelledError):
-            await _close(produced)
-            await turn.close(self._author, CANCELLED, "The caller stopped before the end.", ctx)
+            try:
+                await produced.aclose()
+            finally:
+                await turn.close(self._author, CANCELLED, "The caller stopped before the end.", ctx)
             raise
         except Exception as error:
             await turn.close(self._author, type(error).__name__, str(error), ctx)
             raise
         finally:
-            await _close(produced)
+            await produced.aclose()
         # 7. Ready for the next turn: everything is stored, and nothing is held.
 
     def run(
@@ -263,12 +265,16 @@ class _Turn:
             error_code=code,
             error_message=message,
             turn_complete=True,
-            actions=EventActions(state_delta=ctx.state.take()),
         )
-        # The reason why the turn failed matters more than a failure to say so: the store may
-        # be the reason.
+        # That the turn has ended matters more than what it had not said yet: if its last changes
+        # of state cannot be stored, it is closed without them. And the reason why it failed
+        # matters more than a failure to say so: the store may be the reason.
         with contextlib.suppress(Exception):
-            await self.store(event, on_stale="rebase")
+            try:
+                actions = EventActions(state_delta=ctx.state.take())
+                await self.store(msgspec.structs.replace(event, actions=actions), "rebase")
+            except (InvalidInputError, StateSchemaError):
+                await self.store(event, "rebase")
 
 
 def _user_message(value: Any) -> Content | None:
@@ -282,8 +288,11 @@ def _user_message(value: Any) -> Content | None:
     return message if message.role else msgspec.structs.replace(message, role="user")
 
 
-async def _iterate(answer: Any) -> AsyncGenerator[Yielded, None]:
+async def _iterate(
+    run: Callable[[RunContext], Any], ctx: RunContext
+) -> AsyncGenerator[Yielded, None]:
     """Make one stream of what an agent may be: a generator, or one awaited value."""
+    answer = run(ctx)
     if inspect.isawaitable(answer):
         item = await answer
         if item is not None:
@@ -296,37 +305,49 @@ async def _iterate(answer: Any) -> AsyncGenerator[Yielded, None]:
         )
     try:
         async for item in answer:
-            yield item
+            if item is not None:
+                yield item
     finally:
-        await _close(answer)
-
-
-async def _close(stream: Any) -> None:
-    if hasattr(stream, "aclose"):
-        await stream.aclose()
+        if hasattr(answer, "aclose"):
+            await answer.aclose()
 
 
 def _blocking(events: AsyncGenerator[Event, None]) -> Iterator[Event]:
     """Drive an async generator from a blocking caller, in one task for its whole life."""
-    wanted: SimpleQueue[bool] = SimpleQueue()
     produced: SimpleQueue[Event | None] = SimpleQueue()
+    wanted: asyncio.Queue[None] = asyncio.Queue()
+    failure: list[BaseException] = []
 
     async def drive() -> None:
         try:
-            while await asyncio.to_thread(wanted.get):
+            while True:
+                await wanted.get()
                 produced.put(await anext(events))
-        except StopAsyncIteration:
+        except (StopAsyncIteration, asyncio.CancelledError):
             pass
+        except BaseException as error:
+            failure.append(error)
         finally:
-            await events.aclose()
-            produced.put(None)
+            try:
+                await events.aclose()
+            finally:
+                produced.put(None)
 
-    turn = blocking.submit(drive())
+    loop, task = blocking.start(drive())
+    event: Event | None = None
     try:
-        wanted.put(True)
+        loop.call_soon_threadsafe(wanted.put_nowait, None)
         while (event := produced.get()) is not None:
             yield event
-            wanted.put(True)
+            loop.call_soon_threadsafe(wanted.put_nowait, None)
+        if failure:
+            raise failure[0]
     finally:
-        wanted.put(False)
-        turn.result()
+        # Stopped early, by a break or an interrupt: wait until the turn is closed. Not when the
+        # interpreter ends, which has already stopped the loop's thread.
+        if not task.done() and not sys.is_finalizing():
+            loop.call_soon_threadsafe(task.cancel)
+            while event is not None or not task.done():
+                event = produced.get()
+                if event is None:
+                    break

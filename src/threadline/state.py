@@ -87,7 +87,7 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise ReadOnlyStateError(
         "session.state is read-only: a direct write would never be stored. Put the change into "
         "an event's actions.state_delta and append it, write to the runner context's state, or "
-        "call patch_state. To compute with a copy, take dict(session.state)."
+        "call patch_state. To compute with a copy, take copy.deepcopy(session.state)."
     )
 
 
@@ -131,6 +131,15 @@ def read_only(value: Any) -> Any:
 def write_through(state: dict[str, Any], delta: Mapping[str, Any]) -> None:
     """Apply a delta to a handle's read-only state: the service's privilege."""
     dict.update(state, {key: read_only(value) for key, value in delta.items()})
+
+
+def replaced(state: dict[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a handle's state another content; return it, or a read-only one if it was plain."""
+    if not isinstance(state, ReadOnlyDict):
+        return ReadOnlyDict(content)
+    dict.clear(state)
+    dict.update(state, content)
+    return state
 
 
 # -- what an agent writes to ------------------------------------------------------------
@@ -181,7 +190,7 @@ class State:
         return key in self._delta or key in self._value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._value.keys() | self._delta.keys())
+        return iter({**dict.fromkeys(self._value), **dict.fromkeys(self._delta)})
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or `default` when there is none."""

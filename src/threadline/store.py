@@ -270,11 +270,12 @@ class EngineSessionService(BaseSessionService):
             found = await engine.load(key, window, now=clock.now())
             if found is None or session.incarnation not in (None, found.session.incarnation):
                 raise SessionNotFoundError(f"The session {session.id!r} does not exist any more.")
-            temp = state.temp_keys(session.state)
             fresh = codec.row_to_session(
                 found.session, found.state, _grown(session.events, found.events)
             )
-            state.write_through(fresh.state, temp)
+            # In place: whoever holds the state, such as a runner's context, sees the new one.
+            temp = state.temp_keys(session.state)
+            fresh.state = state.replaced(session.state, {**fresh.state, **temp})
             for field in fresh.__struct_fields__:
                 setattr(session, field, getattr(fresh, field))
         return session

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
+    from threadline.engines.base import Engine
     from threadline.models import (
         Event,
         GetSessionConfig,
@@ -225,6 +226,18 @@ class EngineSessionService(BaseSessionService):
     """A blocking face of a service over an engine."""
 
     asynchronous: store.EngineSessionService
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_stale: OnStale = "raise",
+        auto_migrate: bool = True,
+        state_schema: type | None = None,
+    ) -> None:
+        self.asynchronous = store.EngineSessionService(
+            engine, on_stale=on_stale, auto_migrate=auto_migrate, state_schema=state_schema
+        )
 
     def prepare_tables(self) -> None:
         """Connect, and create or upgrade the tables, ahead of the first request."""

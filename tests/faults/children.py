@@ -69,6 +69,16 @@ class Child:
         self._process.stdin.write(text.encode() + b"\n")
         self._process.stdin.flush()
 
+    def freeze(self) -> None:
+        """Stop the child where it is, and wait until it cannot say anything any more.
+
+        That is so when its main thread has stopped; another may still be inside of a sync.
+        """
+        self._process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + PATIENCE_S
+        while _main_thread_state(self._process.pid) not in "TZ":
+            assert time.monotonic() < end, "the child did not stop"
+
     def kill(self) -> int:
         """Kill the child with SIGKILL; return its exit status once all it said is read."""
         self._process.send_signal(signal.SIGKILL)
@@ -96,6 +106,12 @@ class Child:
             # What was never read by a killed child is still in our buffer of its stdin.
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+
+
+def _main_thread_state(pid: int) -> str:
+    """Return the kernel's letter for it: T is stopped, Z is dead."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from threadline import DatabaseSessionService, Event
 
 from .appender import APP, KEYS_PER_SCOPE, SESSIONS, event_of
 from .children import running
-from .evidence import check_integrity, read_all, replay
+from .evidence import check_integrity, read_all, replay, survey
 
 PROCESSES = 8
 EVENTS = 100
@@ -132,3 +132,24 @@ def test_eight_processes_with_the_default_policy_accept_no_stale_append(
         f"{PROCESSES} processes, default policy: {len(said)} events in {seconds:.2f} s, "
         f"{len(said) / seconds:,.0f} events/s, {refused} refused as stale and tried again"
     )
+
+
+def test_processes_that_create_one_file_at_the_same_time_all_find_their_tables(
+    tmp_path: Path,
+) -> None:
+    for number in range(3):
+        path = tmp_path / f"new{number}.db"
+        job = {"url": f"sqlite:///{path}", "seed": number, "patches": False, "events_max": 5}
+        said = []
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(running("writer.py", {**job, "generation": n}))
+                for n in range(4)
+            ]
+            for writer in writers:
+                writer.wait_for_end_of_work()
+                writer.kill()
+                assert writer.errors() == ""
+                said += writer.lines
+        asyncio.run(survey(f"sqlite:///{path}", said)).check_nothing_lost()
+        check_integrity(path)

@@ -94,9 +94,6 @@ def across_a_fork(work: dict[str, Any]) -> None:
         try:
             for write in (True, False):
                 say({"who": "child", **asyncio.run(visit(service, write=write))})
-            own = DatabaseSessionService(work["url"])
-            say({"who": "child's own", **asyncio.run(visit(own, write=True))})
-            asyncio.run(own.close())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
@@ -104,13 +101,39 @@ def across_a_fork(work: dict[str, Any]) -> None:
     asyncio.run(service.close())
 
 
+def beside_a_parent_that_closes(work: dict[str, Any]) -> None:
+    """Fork with a service open, and use a new one in the child while the parent closes its own."""
+    service = DatabaseSessionService(work["url"])
+    say({"who": "parent", **asyncio.run(visit(service, write=True))})
+    read_1, write_1 = os.pipe()
+    read_2, write_2 = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            own = DatabaseSessionService(work["url"])
+            say({"who": "child", **asyncio.run(visit(own, write=True))})
+            os.write(write_1, b"!")
+            os.read(read_2, 1)
+            say({"who": "child", **asyncio.run(visit(own, write=True))})
+            asyncio.run(own.close())
+        finally:
+            os._exit(0)
+    os.read(read_1, 1)
+    asyncio.run(service.close())
+    os.write(write_2, b"!")
+    os.waitpid(child, 0)
+
+
 def main() -> None:
     """Do the named visit."""
     work = job()
-    if work["visit"] == "across_a_fork":
-        across_a_fork(work)
-    else:
-        asyncio.run({"as_nobody": as_nobody, "with_a_limit": with_a_limit}[work["visit"]](work))
+    visits = {
+        "as_nobody": lambda: asyncio.run(as_nobody(work)),
+        "with_a_limit": lambda: asyncio.run(with_a_limit(work)),
+        "across_a_fork": lambda: across_a_fork(work),
+        "beside_a_parent_that_closes": lambda: beside_a_parent_that_closes(work),
+    }
+    visits[work["visit"]]()
 
 
 if __name__ == "__main__":
