@@ -25,6 +25,7 @@ import types
 from typing import (
     TYPE_CHECKING,
     Any,
+    NamedTuple,
     Union,
     dataclass_transform,
     get_args,
@@ -145,21 +146,32 @@ class Model(
 
 def encode(value: Any, path: str = "value") -> bytes:
     """Return JSON from which `decode` gives an equal value, or raise naming the path."""
-    return encode_checked(value, path)[0]
+    return encode_checked(value, path).data
 
 
-def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any]:
-    """Return the JSON and the value decoded from it, which shares nothing with the caller's."""
+class Encoded(NamedTuple):
+    """A value's JSON; the value decoded from it, which shares nothing with the caller's.
+
+    `is_strict` tells whether other JSON readers would read the same.
+    """
+
+    data: bytes
+    value: Any
+    is_strict: bool
+
+
+def encode_checked(value: Any, path: str = "value") -> Encoded:
+    """Return JSON that was decoded again and compared, or raise naming the path."""
     kind = type(value) if isinstance(value, Model) else None
     try:
         data = _encoder.encode(value)
         if _EXTRA_BYTES not in data and not _is_unordered(value):
             again = _decoder(kind).decode(data)
             if again == value:
-                # Few brackets cannot be deep; many may, or they stand in a text.
+                # Few brackets cannot be deep; many may be, or they stand in a text.
                 if data.count(b"[") + data.count(b"{") > DEPTH_MAX:
                     _check(dump(value), path, 0)
-                return data, again
+                return Encoded(data, again, is_strict=True)
     except UnsupportedValueError:
         raise
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
@@ -170,7 +182,12 @@ def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any]:
     again = decode(kind, data)
     if not _same(dump(again), plain):
         raise UnsupportedValueError(f"{path} would not come back equal from the store.")
-    return data, again
+    return Encoded(data, again, is_strict=False)
+
+
+def encode_again(value: Any, _path: str) -> bytes:
+    """Return the JSON of a part of what `encode_checked` found strict: it needs no proof."""
+    return _encoder.encode(value)
 
 
 def decode(kind: type | None, data: bytes) -> Any:

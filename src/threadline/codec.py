@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from threadline import state
-from threadline.canonical import decode, encode, encode_checked
+from threadline.canonical import decode, encode, encode_again, encode_checked
 from threadline.engines.base import NewEvent, StateRows, check_id
 from threadline.errors import DamagedDataError, InvalidInputError
 from threadline.models import Event, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from threadline.engines.base import EventRow, SessionRow
 
@@ -36,8 +36,9 @@ def event_to_row(event: Event) -> tuple[NewEvent, Event]:
         changes["actions"] = msgspec.structs.replace(event.actions, state_delta=kept)
     if changes:
         event = msgspec.structs.replace(event, **changes)
-    body, stored = encode_checked(event, "event")
-    rows = state_to_rows(stored.actions.state_delta) if delta else NO_STATE
+        delta = event.actions.state_delta
+    body, stored, is_strict = encode_checked(event, "event")
+    rows = state_to_rows(delta, encode_again if is_strict else encode) if delta else NO_STATE
     return NewEvent(id=event.id, timestamp=float(timestamp), body=body, state=rows), stored
 
 
@@ -57,14 +58,16 @@ def set_seq(event: Event, seq: int) -> None:
     msgspec.structs.force_setattr(event, "seq", seq)
 
 
-def state_to_rows(delta: Mapping[str, Any]) -> StateRows:
+def state_to_rows(
+    delta: Mapping[str, Any], encode: Callable[[Any, str], bytes] = encode
+) -> StateRows:
     """Split a delta by scope and encode its values."""
     app, user, session = state.split(delta)
-    return StateRows(_encoded(app), _encoded(user), _encoded(session))
-
-
-def _encoded(scope: dict[str, Any]) -> dict[str, bytes]:
-    return {key: encode(value, f"state[{key!r}]") for key, value in scope.items()}
+    return StateRows(
+        {key: encode(value, f"state['app:{key}']") for key, value in app.items()},
+        {key: encode(value, f"state['user:{key}']") for key, value in user.items()},
+        {key: encode(value, f"state['{key}']") for key, value in session.items()},
+    )
 
 
 def rows_to_state(rows: StateRows) -> dict[str, Any]:

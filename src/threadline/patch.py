@@ -24,13 +24,14 @@ class Patch(msgspec.Struct, frozen=True):
     delete: tuple[str, ...]
     increment: Mapping[str, float]
     expect: Mapping[str, Any]
+    schema: type | None = None
 
     @property
     def keys(self) -> list[str]:
         """The keys whose stored values the change depends on."""
         return [*self.increment, *self.expect]
 
-    def check(self, *, in_session: bool, schema: type | None) -> None:
+    def check(self, *, in_session: bool) -> None:
         """Raise for what can be seen to be wrong without the stored values."""
         written = [*self.set, *self.delete, *self.increment]
         for key in (*written, *self.expect):
@@ -42,8 +43,7 @@ class Patch(msgspec.Struct, frozen=True):
                 )
         if len(written) != len({*written}):
             raise InvalidInputError("A key can be set, deleted or incremented, only one of them.")
-        if in_session:
-            state.check_schema(schema, self.set)
+        state.check_schema(self.schema, self.set)
         for key, amount in self.increment.items():
             if not _is_number(amount):
                 raise InvalidInputError(f"increment[{key!r}] must be a number, got {amount!r}.")
@@ -64,6 +64,7 @@ class Patch(msgspec.Struct, frozen=True):
             number = decode(None, stored[key]) if key in stored else 0
             if not _is_number(number):
                 raise InvalidInputError(f"The state key {key!r} is no number but {number!r}.")
+            state.check_schema(self.schema, {key: number + amount})
             changes[key] = encode(number + amount, f"increment[{key!r}]")
         return changes
 

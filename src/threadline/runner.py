@@ -168,10 +168,11 @@ class Runner:
         new_message: Any = None,
         state_delta: dict[str, Any] | None = None,
         invocation_id: str | None = None,
+        get_session_config: GetSessionConfig | None = None,
     ) -> Iterator[Event]:
-        """Run one turn, blocking between events; the turn has a thread of its own.
+        """Run one turn, blocking between events; stopping early closes it as cancelled.
 
-        Stopping early closes the turn as cancelled, as in `run_async`.
+        The agent runs on the event loop that `threadline.sync` uses too, so it must not block.
         """
         turn = self.run_async(
             user_id=user_id,
@@ -179,6 +180,7 @@ class Runner:
             new_message=new_message,
             state_delta=state_delta,
             invocation_id=invocation_id,
+            get_session_config=get_session_config,
         )
         yield from _blocking(turn)
 

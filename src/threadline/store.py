@@ -19,6 +19,7 @@ from threadline import clock, codec, migrations, state
 from threadline.canonical import decode, encode
 from threadline.connect import connect
 from threadline.engines.base import (
+    SEQ_MAX,
     Engine,
     EventClashError,
     Handle,
@@ -311,8 +312,10 @@ class EngineSessionService(BaseSessionService):
             scope = Scope(key.owner, key.session)
         else:
             scope = app_scope(app_name) if user_id is None else user_scope(app_name, user_id)
-        patch = Patch(set or {}, tuple(delete), increment or {}, expect or {})
-        patch.check(in_session=session_id is not None, schema=self.state_schema)
+        # A schema is about the session's own keys, as it is in a delta.
+        schema = None if session_id is None else self.state_schema
+        patch = Patch(set or {}, tuple(delete), increment or {}, expect or {}, schema)
+        patch.check(in_session=session_id is not None)
         engine = await self._ready()
         changes = await engine.patch(scope, patch.keys, patch.change, now=clock.now())
         return {key: decode(None, value) for key, value in changes.items() if value is not None}
@@ -429,11 +432,12 @@ _ALL = Window()
 def _window(config: GetSessionConfig | None) -> Window:
     if config is None:
         return _ALL
+    recent = config.num_recent_events
     return Window(
-        after_seq=config.after_seq or 0,
+        after_seq=min(config.after_seq or 0, SEQ_MAX),
         after_timestamp=config.after_timestamp,
-        limit=config.num_recent_events,
-        newest=config.num_recent_events is not None,
+        limit=None if recent is None else min(recent, SEQ_MAX),
+        newest=recent is not None,
     )
 
 
@@ -446,13 +450,15 @@ def _check_policy(on_stale: str) -> OnStale:
 
 
 def _check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a positive integer, got {value!r}.")
+    if not isinstance(value, int) or not 1 <= value <= SEQ_MAX:
+        raise InvalidInputError(f"{name} must be an integer from 1 to {SEQ_MAX}, got {value!r}.")
 
 
 def _checked_seq(name: str, value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, int) or not 0 <= value < 2**32):
-        raise InvalidInputError(f"{name} must be a seq or None, got {value!r}.")
+    if value is not None and (not isinstance(value, int) or not 0 <= value <= SEQ_MAX):
+        raise InvalidInputError(
+            f"{name} must be None or an integer from 0 to {SEQ_MAX}, got {value!r}."
+        )
     return value
 
 

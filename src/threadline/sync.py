@@ -19,14 +19,59 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
+    # The rest of the catalogue, for type checkers; at run time it comes by `__getattr__`.
+    from threadline import MISSING as MISSING
+    from threadline import AlreadyExistsError as AlreadyExistsError
+    from threadline import Blob as Blob
+    from threadline import CacheMetadata as CacheMetadata
+    from threadline import CodeExecutionResult as CodeExecutionResult
+    from threadline import Content as Content
+    from threadline import DamagedDataError as DamagedDataError
+    from threadline import EngineClosedError as EngineClosedError
+    from threadline import Event as Event
+    from threadline import EventActions as EventActions
+    from threadline import EventCompaction as EventCompaction
+    from threadline import EventConflictError as EventConflictError
+    from threadline import ExecutableCode as ExecutableCode
+    from threadline import FileData as FileData
+    from threadline import ForeignDatabaseError as ForeignDatabaseError
+    from threadline import FunctionCall as FunctionCall
+    from threadline import FunctionResponse as FunctionResponse
+    from threadline import FunctionResponsePart as FunctionResponsePart
+    from threadline import GetSessionConfig as GetSessionConfig
+    from threadline import History as History
+    from threadline import IncompleteReadError as IncompleteReadError
+    from threadline import InvalidIdError as InvalidIdError
+    from threadline import InvalidInputError as InvalidInputError
+    from threadline import ListEventsResponse as ListEventsResponse
+    from threadline import ListSessionsResponse as ListSessionsResponse
+    from threadline import MissingExtraError as MissingExtraError
+    from threadline import NewerSchemaError as NewerSchemaError
+    from threadline import NodeInfo as NodeInfo
+    from threadline import NotADatabaseError as NotADatabaseError
+    from threadline import OutdatedSchemaError as OutdatedSchemaError
+    from threadline import Part as Part
+    from threadline import ReadOnlyDatabaseError as ReadOnlyDatabaseError
+    from threadline import ReadOnlyStateError as ReadOnlyStateError
+    from threadline import RunContext as RunContext
+    from threadline import Runner as Runner
+    from threadline import Session as Session
+    from threadline import SessionNotFoundError as SessionNotFoundError
+    from threadline import StaleSessionError as StaleSessionError
+    from threadline import State as State
+    from threadline import StateConflictError as StateConflictError
+    from threadline import StateSchemaError as StateSchemaError
+    from threadline import StorageBusyError as StorageBusyError
+    from threadline import StorageError as StorageError
+    from threadline import StorageFullError as StorageFullError
+    from threadline import ThreadlineError as ThreadlineError
+    from threadline import ToolConfirmation as ToolConfirmation
+    from threadline import Transcription as Transcription
+    from threadline import UiWidget as UiWidget
+    from threadline import UnsupportedUrlError as UnsupportedUrlError
+    from threadline import UnsupportedValueError as UnsupportedValueError
+    from threadline import UsageMetadata as UsageMetadata
     from threadline.engines.base import Engine
-    from threadline.models import (
-        Event,
-        GetSessionConfig,
-        ListEventsResponse,
-        ListSessionsResponse,
-        Session,
-    )
     from threadline.service import OnStale, Order
 
 

@@ -283,7 +283,7 @@ def test_a_read_only_filesystem_is_refused(tmp_path: Path) -> None:
         try:
             folder = stack.enter_context(mounted(tmp_path / "disk", "-t", "tmpfs", "tmpfs"))
         except DiskUnavailableError as error:
-            pytest.skip(str(error))
+            pytest.skip(f"read-only filesystem: {error}")
         path = folder / "some.db"
         asyncio.run(use(path))
         remount_read_only(folder)

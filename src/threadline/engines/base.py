@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from threadline.errors import InvalidIdError
+from threadline.errors import DamagedDataError, InvalidIdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 ID_BYTES_MAX = 512
+SEQ_MAX = 2**32 - 1
 
 EventRow = tuple[int, bytes]
 """A stored event: its seq and its body."""
@@ -271,6 +272,15 @@ def _session_key(app: str, user: str, id: str) -> SessionKey:
         session=own.session,
         scopes=(app_, user_, own),
     )
+
+
+def check_row(key: SessionKey, row: SessionRow) -> None:
+    """Compare the ids of a row with those that were asked for: a collision is never a mix-up."""
+    if (row.id, row.user, row.app) != (key.id, key.user, key.app):
+        raise DamagedDataError(
+            f"The keys of session {key.id!r} lead to the row of session {row.id!r} of app "
+            f"{row.app!r}: the row was changed by hand, or two ids have one digest."
+        )
 
 
 def user_scope(app: str, user: str) -> Scope:

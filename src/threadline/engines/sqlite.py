@@ -8,7 +8,6 @@ WAL keeps out of the writer's way. Limits: 2^31 sessions a file, 2^32 events a s
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import os
 import random
@@ -31,6 +30,7 @@ from threadline.engines.base import (
     Snapshot,
     StateRows,
     Window,
+    check_row,
     digest,
 )
 from threadline.errors import (
@@ -109,13 +109,15 @@ class SqliteEngine:
         with self._opening:
             if self._writer is not None:
                 return
-            with _translated(self.path):
+            try:
                 db = _connect(self.path, self._busy_timeout_s)
                 try:
                     self._make_ready(db)
                 except BaseException:
                     db.close()
                     raise
+            except sqlite3.Error as error:
+                raise _translate(error, self.path) from error
             self._pid = os.getpid()
             self._writer = _Writer(db, self.path, self._busy_timeout_s)
             if self.path != ":memory:":
@@ -127,8 +129,8 @@ class SqliteEngine:
         """Finish what is queued, then let go of every connection and thread."""
         if self._writer is not None:
             self._check_process()
-            await asyncio.to_thread(self._finalizer)
             self._writer = self._readers = None
+            await asyncio.to_thread(self._finalizer)
 
     def _make_ready(self, db: sqlite3.Connection) -> None:
         tables = {name for (name,) in db.execute(SQL["select_tables"])}
@@ -147,8 +149,6 @@ class SqliteEngine:
                 lambda: db.execute("PRAGMA journal_mode = WAL"), self.path, self._busy_timeout_s
             )
         db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
-        # A checkpoint writes a hot page once, however often it changed: fewer is less work.
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
         # What was deleted is overwritten, not only unlinked.
         db.execute("PRAGMA secure_delete = ON")
 
@@ -226,54 +226,11 @@ class SqliteEngine:
         self, handle: Handle, events: Sequence[NewEvent], *, rebase: bool, now: float
     ) -> Appended:
         """Store events at the end of the log, with their state; skip those that are there."""
-        key = handle.key
         id_keys = [digest(event.id) for event in events]
 
         def work(db: sqlite3.Connection) -> Appended:
-            row = _find(db, key)
-            if (
-                row is None
-                or _is_expired(row, now)
-                or handle.incarnation not in (None, row.incarnation)
-            ):
-                raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
-            no = row.incarnation
-            known: dict[int, int] = {}
-            for index, event in enumerate(events):
-                stored: EventRow | None = db.execute(
-                    SQL["select_event_by_id"], (no, id_keys[index])
-                ).fetchone()
-                if stored is not None:
-                    if stored[1] != event.body:
-                        raise EventClashError(index, stored)
-                    known[index] = stored[0]
-            seen = max([handle.revision, *known.values()])
-            if len(known) < len(events) and not rebase and seen != row.revision:
-                raise StaleSessionError(
-                    f"The session {key.id!r} is at revision {row.revision}, not {seen}.",
-                    expected=seen,
-                    revision=row.revision,
-                    missed=_select(db, no, Window(after_seq=handle.revision)),
-                )
-            seqs: list[int] = []
-            head, updated = row.revision, row.updated
-            for index, event in enumerate(events):
-                if index not in known:
-                    head, updated = head + 1, event.timestamp
-                    place = no << SEQ_BITS | head
-                    db.execute(SQL["insert_event"], (place, id_keys[index], updated, event.body))
-                    _apply(db, key, event.state)
-                seqs.append(known.get(index, head))
-            if head > row.revision:
-                db.execute(SQL["bump_session"], (head, updated, no))
-            revision = max([handle.revision, *seqs])
-            # Nothing else can have come after the handle's revision if ours follow it directly.
-            missed: list[EventRow] = []
-            if seqs[0] > handle.revision + 1:
-                between = Window(after_seq=handle.revision, before_seq=revision)
-                missed = [event for event in _select(db, no, between) if event[0] not in seqs]
-            return Appended(
-                seqs=seqs, missed=missed, incarnation=no, revision=revision, updated=updated
+            return _append_next(db, handle, events, id_keys, now) or _append_carefully(
+                db, handle, events, id_keys, rebase, now
             )
 
         return await self._write(work)
@@ -291,8 +248,8 @@ class SqliteEngine:
 
         def work(db: sqlite3.Connection) -> Mapping[str, bytes | None]:
             if scope.session:
-                row = _find(db, scope)
-                if row is None or _is_expired(row, now):
+                found = db.execute(SQL["select_session"], where).fetchone()
+                if found is None or _is_expired(SessionRow(*found), now):
                     raise SessionNotFoundError("The session to be patched does not exist.")
             stored = {}
             for key in keys:
@@ -368,16 +325,112 @@ class SqliteEngine:
         if self._readers is None:  # a database in memory has one connection
             return await self._write(work)
         self._check_process()
-        with _translated(self.path):
-            return await self._readers.submit(work)
+        return await self._readers.submit(work)
 
 
 # -- statements, inside a transaction ---------------------------------------------------
 
 
-def _find(db: sqlite3.Connection, key: SessionKey | Scope) -> SessionRow | None:
-    row = db.execute(SQL["select_session"], {"owner": key.owner, "session": key.session}).fetchone()
-    return None if row is None else SessionRow(*row)
+def _append_next(
+    db: sqlite3.Connection,
+    handle: Handle,
+    events: Sequence[NewEvent],
+    id_keys: Sequence[bytes],
+    now: float,
+) -> Appended | None:
+    """Append to the revision that the handle knows, as most appends can; else change nothing.
+
+    Two statements an event, and no question asked first: a place or an id that is taken says
+    that the handle is stale or the event a repeated one.
+    """
+    no, key = handle.incarnation, handle.key
+    if no is None:
+        return None
+    head = handle.revision
+    for event, id_key in zip(events, id_keys, strict=True):
+        row = (no << SEQ_BITS | head + 1, id_key, event.timestamp, event.body)
+        if db.execute(SQL["insert_event"], row).rowcount == 0:
+            break
+        head += 1
+    else:
+        updated = events[-1].timestamp
+        place = (no, handle.revision, key.owner, key.session, now)
+        if db.execute(SQL["bump_known_session"], (head, updated, *place)).rowcount == 1:
+            for event in events:
+                _apply(db, key, event.state)
+            return Appended(
+                seqs=range(handle.revision + 1, head + 1),
+                missed=(),
+                incarnation=no,
+                revision=head,
+                updated=updated,
+            )
+    if head > handle.revision:  # take back what was inserted
+        after = no << SEQ_BITS | handle.revision
+        db.execute(SQL["delete_events"], (after, no << SEQ_BITS | head + 1))
+    return None
+
+
+def _append_carefully(
+    db: sqlite3.Connection,
+    handle: Handle,
+    events: Sequence[NewEvent],
+    id_keys: Sequence[bytes],
+    rebase: bool,
+    now: float,
+) -> Appended:
+    """Append through a handle that may be stale, skipping the events that are there."""
+    key = handle.key
+    row = _find(db, key)
+    if row is None or _is_expired(row, now) or handle.incarnation not in (None, row.incarnation):
+        raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
+    no = row.incarnation
+    known: dict[int, int] = {}
+    for index, event in enumerate(events):
+        stored: EventRow | None = db.execute(
+            SQL["select_event_by_id"], (no, id_keys[index])
+        ).fetchone()
+        if stored is not None:
+            if stored[1] != event.body:
+                raise EventClashError(index, stored)
+            known[index] = stored[0]
+    seen = max([handle.revision, *known.values()])
+    if len(known) < len(events) and not rebase and seen != row.revision:
+        raise StaleSessionError(
+            f"The session {key.id!r} is at revision {row.revision}, not {seen}.",
+            expected=seen,
+            revision=row.revision,
+            missed=_select(db, no, Window(after_seq=handle.revision)),
+        )
+    seqs: list[int] = []
+    head, updated = row.revision, row.updated
+    for index, event in enumerate(events):
+        if index not in known:
+            head, updated = head + 1, event.timestamp
+            place = no << SEQ_BITS | head
+            db.execute(SQL["insert_event"], (place, id_keys[index], updated, event.body))
+            _apply(db, key, event.state)
+        seqs.append(known.get(index, head))
+    if head > row.revision:
+        db.execute(SQL["bump_session"], (head, updated, no))
+    revision = max([handle.revision, *seqs])
+    between = _select(db, no, Window(after_seq=handle.revision, before_seq=revision))
+    return Appended(
+        seqs=seqs,
+        missed=[event for event in between if event[0] not in seqs],
+        incarnation=no,
+        revision=revision,
+        updated=updated,
+    )
+
+
+def _find(db: sqlite3.Connection, key: SessionKey) -> SessionRow | None:
+    found = db.execute(SQL["select_session"], (key.owner, key.session)).fetchone()
+    if found is None:
+        return None
+    row = SessionRow(*found)
+    check_row(key, row)
+    return row
 
 
 def _is_expired(row: SessionRow, now: float) -> bool:
@@ -415,7 +468,7 @@ def _apply(db: sqlite3.Connection, key: SessionKey, delta: StateRows) -> None:
 
 def _drop(db: sqlite3.Connection, key: SessionKey, row: SessionRow) -> None:
     no = row.incarnation
-    db.execute(SQL["delete_events"], {"after": no << SEQ_BITS, "before": (no + 1) << SEQ_BITS})
+    db.execute(SQL["delete_events"], (no << SEQ_BITS, (no + 1) << SEQ_BITS))
     db.execute(SQL["delete_state"], {"owner": key.owner, "session": key.session})
     db.execute(SQL["delete_session"], {"no": no})
 
@@ -449,6 +502,31 @@ class _Job:
 _Outcome = tuple[_Job, Any, BaseException | None]
 
 
+class _Inbox:
+    """The jobs that wait for a thread; once it is closed no job gets in behind the last."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._is_open = True
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+
+    def put(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        job = _Job(work, asyncio.get_running_loop())
+        with self._lock:
+            if not self._is_open:
+                raise EngineClosedError(f"The engine of {self._path} was closed meanwhile.")
+            self.jobs.put(job)
+        return job.future
+
+    def close(self, threads: int) -> None:
+        """Tell each of the threads to end when the jobs before are done."""
+        with self._lock:
+            self._is_open = False
+            for _ in range(threads):
+                self.jobs.put(None)
+
+
 class _Writer:
     """The thread that owns the write connection."""
 
@@ -456,34 +534,31 @@ class _Writer:
         self._db = db
         self._path = path
         self._busy_timeout_s = busy_timeout_s
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._inbox = _Inbox(path)
+        self.submit = self._inbox.put
         self._thread = threading.Thread(
             target=self._run, name=f"threadline-writer:{path}", daemon=True
         )
         self._thread.start()
 
-    def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
-        job = _Job(work, asyncio.get_running_loop())
-        self._queue.put(job)
-        return job.future
-
     def stop(self) -> None:
-        self._queue.put(None)
+        self._inbox.close(1)
         self._thread.join()
         self._db.close()
 
     def _run(self) -> None:
+        jobs = self._inbox.jobs
         running = True
         while running:
             batch: list[_Job] = []
-            job = self._queue.get()
+            job = jobs.get()
             # What has queued up while the last commit was under way goes into this one.
             with contextlib.suppress(Empty):
                 while job is not None:
                     batch.append(job)
                     if len(batch) == BATCH_MAX:
                         break
-                    job = self._queue.get_nowait()
+                    job = jobs.get_nowait()
             running = job is not None
             if batch:
                 _deliver(self._commit(batch))
@@ -491,19 +566,18 @@ class _Writer:
     def _commit(self, batch: list[_Job]) -> list[_Outcome]:
         db = self._db
         try:
-            with _translated(self._path):
-                _begin(db, self._path, self._busy_timeout_s)
+            _begin(db, self._path, self._busy_timeout_s)
         except Exception as error:
-            return [(job, None, error) for job in batch]
+            failure = _translate(error, self._path)
+            return [(job, None, failure) for job in batch]
         try:
-            with _translated(self._path):
-                outcomes = [_attempt(job, db) for job in batch]
-                db.execute("COMMIT")
+            outcomes = [_attempt(job, db) for job in batch]
+            db.execute("COMMIT")
         except Exception as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             if len(batch) == 1:
-                return [(batch[0], None, error)]
+                return [(batch[0], None, _translate(error, self._path))]
             # One of them spoilt it, or the disk is full for all: each finds out alone.
             return [outcome for job in batch for outcome in self._commit([job])]
         return outcomes
@@ -539,36 +613,47 @@ def _settle(outcomes: list[_Outcome]) -> None:
 
 
 class _Readers:
-    """A few threads, each with a connection of its own."""
+    """A few threads, begun as they are needed, each with a connection of its own."""
 
     def __init__(self, path: str, busy_timeout_s: float) -> None:
         self._path = path
         self._busy_timeout_s = busy_timeout_s
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._pool = concurrent.futures.ThreadPoolExecutor(
-            READERS_MAX, thread_name_prefix="threadline-reader"
-        )
+        self._inbox = _Inbox(path)
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
 
     def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, self._run, work)
+        future = self._inbox.put(work)
+        if not self._idle.acquire(blocking=False) and len(self._threads) < READERS_MAX:
+            thread = threading.Thread(
+                target=self._run, name=f"threadline-reader:{self._path}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        return future
 
     def stop(self) -> None:
-        self._pool.shutdown()
-        for db in self._connections:
-            db.close()
+        self._inbox.close(len(self._threads))
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = _connect(self._path, self._busy_timeout_s, query_only=True)
-            self._connections.append(db)
-        # One transaction, so that session, state and events are of one moment.
-        db.execute("BEGIN")
-        try:
-            return work(db)
-        finally:
-            db.execute("ROLLBACK")
+    def _run(self) -> None:
+        db: sqlite3.Connection | None = None
+        while (job := self._inbox.jobs.get()) is not None:
+            try:
+                db = db or _connect(self._path, self._busy_timeout_s, query_only=True)
+                # One transaction, so that session, state and events are of one moment.
+                db.execute("BEGIN")
+                try:
+                    outcome: _Outcome = job, job.work(db), None
+                finally:
+                    db.execute("ROLLBACK")
+            except Exception as error:
+                outcome = job, None, _translate(error, self._path)
+            _deliver([outcome])
+            self._idle.release()
+        if db is not None:
+            db.close()
 
 
 def _connect(path: str, busy_timeout_s: float, *, query_only: bool = False) -> sqlite3.Connection:
@@ -606,7 +691,7 @@ def _begin(db: sqlite3.Connection, path: str, timeout_s: float) -> None:
 
 def _retry_busy(attempt: Callable[[], object], path: str, timeout_s: float) -> None:
     """Poll for the lock more often than SQLite's own handler, which sleeps up to 100 ms."""
-    deadline = time.monotonic() + timeout_s
+    deadline: float | None = None
     pause_s = 0.0002
     while True:
         try:
@@ -614,7 +699,9 @@ def _retry_busy(attempt: Callable[[], object], path: str, timeout_s: float) -> N
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            deadline = deadline or now + timeout_s
+            if now >= deadline:
                 raise StorageBusyError(
                     f"{path} stayed locked by another writer for {timeout_s} s; nothing was "
                     "written. Try again, raise busy_timeout_s, or look for a transaction that is "
@@ -626,15 +713,15 @@ def _retry_busy(attempt: Callable[[], object], path: str, timeout_s: float) -> N
             return
 
 
-@contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
+def _translate(error: Exception, path: str) -> Exception:
     """Turn the driver's errors into ours, with what to do; the cause is kept."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        kind, advice = _ADVICE.get(code, (StorageError, "{path}: {error}"))
-        raise kind(advice.format(path=path, error=error, folder=Path(path).parent)) from error
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    kind, advice = _ADVICE.get(code, (StorageError, "{path}: {error}"))
+    ours = kind(advice.format(path=path, error=error, folder=Path(path).parent))
+    ours.__cause__ = error
+    return ours
 
 
 _ADVICE: dict[int, tuple[type[StorageError], str]] = {

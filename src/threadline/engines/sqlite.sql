@@ -10,19 +10,26 @@ RETURNING app, user, id, no, revision, created, updated, expires, display_name, 
 -- Expired rows come too: create has to clear them away.
 SELECT app, user, id, no, revision, created, updated, expires, display_name, labels
   FROM threadline_session
- WHERE owner = :owner AND session = :session
+ WHERE owner = ? AND session = ?
 
 -- name: select_event_by_id
 -- Whether this id is a repeated one.
 SELECT place & 4294967295, body FROM threadline_event WHERE place >> 32 = ? AND id_key = ?
 
--- name: bump_session
--- The caller holds the write lock and has compared the revision.
-UPDATE threadline_session SET revision = ?, updated = ? WHERE no = ?
-
 -- name: insert_event
--- `place` is no * 2^32 + seq.
+-- `place` is no * 2^32 + seq. Nothing is inserted if the place or the id is taken.
 INSERT INTO threadline_event (place, id_key, timestamp, body) VALUES (?, ?, ?, ?)
+ON CONFLICT DO NOTHING
+
+-- name: bump_known_session
+-- The compare and the write are one statement, so two writers cannot both pass.
+UPDATE threadline_session SET revision = ?, updated = ?
+ WHERE no = ? AND revision = ? AND owner = ? AND session = ?
+   AND (expires IS NULL OR expires > ?)
+
+-- name: bump_session
+-- The caller holds the write lock and has read the row.
+UPDATE threadline_session SET revision = ?, updated = ? WHERE no = ?
 
 -- name: upsert_state
 -- A key is replaced whole; keys that a delta does not name are not touched.
@@ -72,7 +79,7 @@ SELECT app, user, id, no, revision, created, updated, expires, display_name, lab
 
 -- name: delete_events
 -- All of a session: one range of the primary key.
-DELETE FROM threadline_event WHERE place > :after AND place < :before
+DELETE FROM threadline_event WHERE place > ? AND place < ?
 
 -- name: delete_state
 -- The session's own scope; the user's and the app's live on.
