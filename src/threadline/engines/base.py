@@ -2,7 +2,7 @@
 
 An engine method is one transaction over rows. Keys come split by scope and values come
 encoded: an engine knows no prefix, no model and no JSON. It raises threadline's errors only,
-and a refusal (`AlreadyExistsError`, `StaleSessionError`, ...) before its first write.
+and a refusal (`AlreadyExistsError`, `StaleSessionError`, ...) leaves nothing written.
 
 To write an engine, implement `Engine` and run `threadline.testing.EngineSuite` against it.
 """

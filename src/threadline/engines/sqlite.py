@@ -584,7 +584,7 @@ class _Writer:
 
 
 def _attempt(job: _Job, db: sqlite3.Connection) -> _Outcome:
-    """Do one job's work; a refusal comes before its first write, so the others stand."""
+    """Do one job's work; a refusal leaves nothing written, so the others of the batch stand."""
     try:
         return job, job.work(db), None
     except (ThreadlineError, EventClashError) as refusal:
