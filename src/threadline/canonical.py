@@ -25,7 +25,6 @@ import types
 from typing import (
     TYPE_CHECKING,
     Any,
-    NamedTuple,
     Union,
     dataclass_transform,
     get_args,
@@ -39,10 +38,11 @@ from threadline.errors import InvalidInputError, UnsupportedValueError
 if TYPE_CHECKING:
     from typing import Self
 
-# The JSON name under which msgspec would write `extra`: bytes that contain it take the slow
-# path. It is never read under that name, as msgspec knows no way to make an Extra.
-_EXTRA = "threadline:extra"
-_EXTRA_BYTES = _EXTRA.encode()
+# The JSON name under which msgspec would write `extra`. A single rare byte gives it away, which
+# is quick to look for; bytes that contain it take the slow path. It is never read under that
+# name, as msgspec knows no way to make an Extra.
+_EXTRA = "\x7fextra"
+_EXTRA_MARK = b"\x7f"
 
 
 class Extra(dict[str, Any]):
@@ -146,32 +146,25 @@ class Model(
 
 def encode(value: Any, path: str = "value") -> bytes:
     """Return JSON from which `decode` gives an equal value, or raise naming the path."""
-    return encode_checked(value, path).data
+    return encode_checked(value, path)[0]
 
 
-class Encoded(NamedTuple):
-    """A value's JSON; the value decoded from it, which shares nothing with the caller's.
+def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any, bool]:
+    """Return JSON that was decoded again and compared, or raise naming the path.
 
-    `is_strict` tells whether other JSON readers would read the same.
+    With it come the decoded value, which shares nothing with the caller's, and whether the JSON
+    is strict: without the forms that only Python's `json` reads.
     """
-
-    data: bytes
-    value: Any
-    is_strict: bool
-
-
-def encode_checked(value: Any, path: str = "value") -> Encoded:
-    """Return JSON that was decoded again and compared, or raise naming the path."""
     kind = type(value) if isinstance(value, Model) else None
     try:
         data = _encoder.encode(value)
-        if _EXTRA_BYTES not in data and not _is_unordered(value):
+        if _EXTRA_MARK not in data and not _is_unordered(value):
             again = _decoder(kind).decode(data)
             if again == value:
                 # Few brackets cannot be deep; many may be, or they stand in a text.
                 if data.count(b"[") + data.count(b"{") > DEPTH_MAX:
                     _check(dump(value), path, 0)
-                return Encoded(data, again, is_strict=True)
+                return data, again, True
     except UnsupportedValueError:
         raise
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
@@ -182,7 +175,7 @@ def encode_checked(value: Any, path: str = "value") -> Encoded:
     again = decode(kind, data)
     if not _same(dump(again), plain):
         raise UnsupportedValueError(f"{path} would not come back equal from the store.")
-    return Encoded(data, again, is_strict=False)
+    return data, again, False
 
 
 def encode_again(value: Any, _path: str) -> bytes:
