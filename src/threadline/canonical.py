@@ -173,7 +173,7 @@ def encode_checked(value: Any, path: str = "value") -> tuple[bytes, Any, bool]:
     _check(plain, path, 0)
     data = json.dumps(plain, separators=(",", ":")).encode()
     again = decode(kind, data)
-    if not _same(dump(again), plain):
+    if not is_same(dump(again), plain):
         raise UnsupportedValueError(f"{path} would not come back equal from the store.")
     return data, again, False
 
@@ -251,6 +251,17 @@ def _is_default(field: msgspec.structs.FieldInfo, item: Any) -> bool:
     if field.default_factory in (dict, list, frozenset):
         return not item
     return field.default is not msgspec.NODEFAULT and bool(item == field.default)
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Equality of JSON values in which NaN equals NaN and 1, 1.0 and True are three values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(is_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (a != a and b != b)
+    return bool(type(a) is type(b) and a == b) or (isinstance(a, str) and a == b)
 
 
 def build(kind: Any, value: Any, path: str) -> Any:
@@ -370,17 +381,6 @@ _HINTS = {
     "Decimal": "use a string",
     "UUID": "use a string",
 }
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality in which NaN equals NaN and 1, 1.0 and True are three values."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float) and isinstance(b, float):
-        return a == b or (a != a and b != b)
-    return bool(type(a) is type(b) and a == b) or (isinstance(a, str) and a == b)
 
 
 # -- what a model class is made of ------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 
 from threadline import clock, codec, migrations, state
-from threadline.canonical import decode, encode
+from threadline.canonical import decode, dump, encode, is_same
 from threadline.connect import connect
 from threadline.engines.base import (
     SEQ_MAX,
@@ -254,7 +254,8 @@ class EngineSessionService(BaseSessionService):
                 # The same event may have been written in other words, such as a dict's keys in
                 # another order. Take the stored ones and it is the retry that it is.
                 row = rows[clash.index]
-                if decode(Event, row.body) != codec.row_to_event(clash.stored):
+                mine, theirs = (decode(Event, body) for body in (row.body, clash.stored[1]))
+                if not is_same(dump(mine), dump(theirs)):
                     raise EventConflictError(
                         f"The session {handle.key.id!r} already holds an event with the id "
                         f"{row.id!r} and other content, at seq {clash.stored[0]}. A retry must "

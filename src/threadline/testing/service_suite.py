@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from threadline import clock
+from threadline.canonical import is_same
 from threadline.content import Blob, Content, FunctionCall, FunctionResponse, Part
 from threadline.errors import (
     AlreadyExistsError,
@@ -66,15 +67,6 @@ def say(text: str = "hello", *, state: dict[str, Any] | None = None, **fields: A
 def texts(events: Sequence[Event]) -> list[str]:
     """Return what the events say."""
     return [event.content.text if event.content else "" for event in events]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality in which NaN equals NaN and 1 is not 1.0."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return repr(a) == repr(b)
 
 
 async def reload(service: BaseSessionService, session: Session, **config: Any) -> Session:
@@ -751,11 +743,11 @@ class ServiceSuite:
             await service.append_event(session, event)
             again = await reload(service, session)
             (loaded,) = again.events
-            assert same(again.state["initial"], value)
-            assert same(again.state["k"], value)
-            assert same(again.state["user:k"], value)
-            assert same(loaded.actions.state_delta, {"k": value, "user:k": value})
-            assert same(loaded.get_function_calls()[0].args, {"v": value})
+            assert is_same(again.state["initial"], value)
+            assert is_same(again.state["k"], value)
+            assert is_same(again.state["user:k"], value)
+            assert is_same(loaded.actions.state_delta, {"k": value, "user:k": value})
+            assert is_same(loaded.get_function_calls()[0].args, {"v": value})
 
     async def test_a_value_that_would_change_is_refused_by_its_path(
         self, service: BaseSessionService
