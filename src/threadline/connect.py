@@ -70,7 +70,7 @@ def _sqlite(rest: str, durability: str, busy_timeout_s: float) -> Engine:
     if not path.startswith("/"):
         raise UnsupportedUrlError(
             f"A SQLite URL has three slashes before a relative path and four before an absolute "
-            f"one: write sqlite:///{path}"
+            f"one: write sqlite:///{_shown(path)[1:-1]}"
         )
     # Two slashes end the scheme; the next one only separates: a relative path follows it.
     return SqliteEngine(unquote(path[1:]), durability=durability, busy_timeout_s=busy_timeout_s)

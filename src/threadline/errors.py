@@ -23,7 +23,7 @@ ThreadlineError
     ├── StorageBusyError              locked for longer than the timeout
     ├── NewerSchemaError              written by a newer threadline
     ├── OutdatedSchemaError           migrations are due and were not to be run
-    └── EngineClosedError             used after `close()`, or across a fork
+    └── EngineClosedError             used after `close()`, or memory across a fork
 
 Names and builtin bases are ADK's where it has the error, so `except ValueError`
 written against ADK still catches it. Drivers' exceptions never leak; the cause is kept.
@@ -155,4 +155,4 @@ class OutdatedSchemaError(StorageError):
 
 
 class EngineClosedError(StorageError):
-    """The engine was closed, or was opened before this process was forked."""
+    """The engine was closed, or its database in memory is that of the process's parent."""

@@ -242,6 +242,8 @@ class Migratable(Protocol):
     """What an engine with tables can do beside being an engine."""
 
     dialect: str
+    where: str
+    """What messages call the database; no password is in it."""
 
     async def version(self) -> int | None:
         """Read the ledger's newest version; None where there is no ledger."""

@@ -8,16 +8,11 @@ WAL keeps out of the writer's way. Limits: 2^31 sessions a file, 2^32 events a s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import random
 import sqlite3
 import threading
-import time
 import weakref
-from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -33,18 +28,21 @@ from threadline.engines.base import (
     check_row,
     digest,
 )
+from threadline.engines.sqlite_threads import (
+    Readers,
+    Writer,
+    begin,
+    connect,
+    retry_busy,
+    shut,
+    translate,
+)
 from threadline.errors import (
     AlreadyExistsError,
     EngineClosedError,
     ForeignDatabaseError,
-    NotADatabaseError,
-    ReadOnlyDatabaseError,
     SessionNotFoundError,
     StaleSessionError,
-    StorageBusyError,
-    StorageError,
-    StorageFullError,
-    ThreadlineError,
 )
 
 if TYPE_CHECKING:
@@ -72,8 +70,7 @@ _SELECT_SESSIONS = {
     for descending, beyond, direction in ((False, ">", "ASC"), (True, "<", "DESC"))
 }
 
-BATCH_MAX = 512
-READERS_MAX = 4
+MEMORY = ":memory:"
 SEQ_BITS = 32
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 _NO_STATE = StateRows({}, {}, {})
@@ -91,46 +88,63 @@ class SqliteEngine:
     def __init__(
         self, path: str, *, durability: str = "full", busy_timeout_s: float = 30.0
     ) -> None:
-        self.path = path
+        self.path = self.where = path
         self._durability = durability
         self._busy_timeout_s = busy_timeout_s
         self._opening = threading.Lock()
-        self._writer: _Writer | None = None
-        self._readers: _Readers | None = None
-        self._pid = 0
+        self._is_open = False
+        self._writer: Writer | None = None
+        self._readers: Readers | None = None
 
     # -- life ---------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Connect; more than once does no harm."""
         await asyncio.to_thread(self._open)
+        self._is_open = True
 
     def _open(self) -> None:
         with self._opening:
             if self._writer is not None:
                 return
             try:
-                db = _connect(self.path, self._busy_timeout_s)
+                db = connect(self.path, self._busy_timeout_s)
                 try:
                     self._make_ready(db)
                 except BaseException:
                     db.close()
                     raise
             except sqlite3.Error as error:
-                raise _translate(error, self.path) from error
-            self._pid = os.getpid()
-            self._writer = _Writer(db, self.path, self._busy_timeout_s)
-            if self.path != ":memory:":
-                self._readers = _Readers(self.path, self._busy_timeout_s)
+                raise translate(error, self.path) from error
+            self._writer = Writer(db, self.path, self._busy_timeout_s)
+            if self.path != MEMORY:
+                self._readers = Readers(self.path, self._busy_timeout_s)
             # Threads must not keep a forgotten engine alive, nor outlive it.
-            self._finalizer = weakref.finalize(self, _shut, self._writer, self._readers, self._pid)
+            self._finalizer = weakref.finalize(self, shut, self._writer, self._readers)
+            _connected.add(self)
 
     async def close(self) -> None:
         """Finish what is queued, then let go of every connection and thread."""
+        self._is_open = False
         if self._writer is not None:
-            self._check_process()
             self._writer = self._readers = None
             await asyncio.to_thread(self._finalizer)
+
+    def before_fork(self) -> None:
+        """Close the file, and let nobody open it until the fork is done.
+
+        SQLite keeps its locks in the process's memory, which a fork copies: a child with an
+        inherited connection, or beside a parent that closes one, loses what it writes. Both
+        sides open the file again when they next use it.
+        """
+        self._opening.acquire()
+        if self._writer is not None and self.path != MEMORY:
+            self._writer = self._readers = None
+            self._finalizer()
+
+    def after_fork(self) -> None:
+        """Let it be opened again."""
+        self._opening.release()
 
     def _make_ready(self, db: sqlite3.Connection) -> None:
         tables = {name for (name,) in db.execute(SQL["select_tables"])}
@@ -142,22 +156,15 @@ class SqliteEngine:
             )
         db.execute("PRAGMA busy_timeout = 0")  # the waiting is done by _retry_busy
         # Before anything is changed, so that a file we cannot write is named as that.
-        _begin(db, self.path, self._busy_timeout_s)
+        begin(db, self.path, self._busy_timeout_s)
         db.execute("ROLLBACK")
-        if self.path != ":memory:" and db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            _retry_busy(
+        if self.path != MEMORY and db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            retry_busy(
                 lambda: db.execute("PRAGMA journal_mode = WAL"), self.path, self._busy_timeout_s
             )
         db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
         # What was deleted is overwritten, not only unlinked.
         db.execute("PRAGMA secure_delete = ON")
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            raise EngineClosedError(
-                "This service was opened before the process was forked; SQLite connections do "
-                "not survive that. Create a service in the child."
-            )
 
     # -- schema -------------------------------------------------------------------------
 
@@ -316,16 +323,37 @@ class SqliteEngine:
     # -- transactions -------------------------------------------------------------------
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._writer is None:
-            raise EngineClosedError(f"The engine of {self.path} is not open.")
-        self._check_process()
-        return await self._writer.submit(work)
+        return await (await self._connected()).submit(work)
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._readers is None:  # a database in memory has one connection
-            return await self._write(work)
-        self._check_process()
-        return await self._readers.submit(work)
+        writer = await self._connected()
+        return await (self._readers or writer).submit(work)  # in memory there is one connection
+
+    async def _connected(self) -> Writer:
+        if self._writer is None and self._is_open:  # since a fork
+            await self.open()
+        if self._writer is None:
+            raise EngineClosedError(f"The engine of {self.path} is not open.")
+        return self._writer
+
+
+_connected: weakref.WeakSet[SqliteEngine] = weakref.WeakSet()
+_forking: list[SqliteEngine] = []
+
+
+def _before_fork() -> None:
+    _forking.extend(_connected)
+    for engine in _forking:
+        engine.before_fork()
+
+
+def _after_fork() -> None:
+    for engine in _forking:
+        engine.after_fork()
+    _forking.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 # -- statements, inside a transaction ---------------------------------------------------
@@ -481,272 +509,3 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(pending):
             yield pending
             pending = ""
-
-
-# -- threads ----------------------------------------------------------------------------
-
-
-class _Job:
-    """One piece of work and the future that waits for it, on its own event loop."""
-
-    __slots__ = ("future", "loop", "work")
-
-    def __init__(
-        self, work: Callable[[sqlite3.Connection], Any], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.work = work
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-
-
-_Outcome = tuple[_Job, Any, BaseException | None]
-
-
-class _Inbox:
-    """The jobs that wait for a thread; once it is closed no job gets in behind the last."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._is_open = True
-        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
-
-    def put(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
-        job = _Job(work, asyncio.get_running_loop())
-        with self._lock:
-            if not self._is_open:
-                raise EngineClosedError(f"The engine of {self._path} was closed meanwhile.")
-            self.jobs.put(job)
-        return job.future
-
-    def close(self, threads: int) -> None:
-        """Tell each of the threads to end when the jobs before are done."""
-        with self._lock:
-            self._is_open = False
-            for _ in range(threads):
-                self.jobs.put(None)
-
-
-class _Writer:
-    """The thread that owns the write connection."""
-
-    def __init__(self, db: sqlite3.Connection, path: str, busy_timeout_s: float) -> None:
-        self._db = db
-        self._path = path
-        self._busy_timeout_s = busy_timeout_s
-        self._inbox = _Inbox(path)
-        self.submit = self._inbox.put
-        self._thread = threading.Thread(
-            target=self._run, name=f"threadline-writer:{path}", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._inbox.close(1)
-        self._thread.join()
-        self._db.close()
-
-    def _run(self) -> None:
-        jobs = self._inbox.jobs
-        running = True
-        while running:
-            batch: list[_Job] = []
-            job = jobs.get()
-            # What has queued up while the last commit was under way goes into this one.
-            with contextlib.suppress(Empty):
-                while job is not None:
-                    batch.append(job)
-                    if len(batch) == BATCH_MAX:
-                        break
-                    job = jobs.get_nowait()
-            running = job is not None
-            if batch:
-                _deliver(self._commit(batch))
-
-    def _commit(self, batch: list[_Job]) -> list[_Outcome]:
-        db = self._db
-        try:
-            _begin(db, self._path, self._busy_timeout_s)
-        except Exception as error:
-            failure = _translate(error, self._path)
-            return [(job, None, failure) for job in batch]
-        try:
-            outcomes = [_attempt(job, db) for job in batch]
-            db.execute("COMMIT")
-        except Exception as error:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            if len(batch) == 1:
-                return [(batch[0], None, _translate(error, self._path))]
-            # One of them spoilt it, or the disk is full for all: each finds out alone.
-            return [outcome for job in batch for outcome in self._commit([job])]
-        return outcomes
-
-
-def _attempt(job: _Job, db: sqlite3.Connection) -> _Outcome:
-    """Do one job's work; a refusal leaves nothing written, so the others of the batch stand."""
-    try:
-        return job, job.work(db), None
-    except (ThreadlineError, EventClashError) as refusal:
-        return job, None, refusal
-
-
-def _deliver(outcomes: list[_Outcome]) -> None:
-    """Wake each event loop once, with all that it waits for."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
-    for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
-    for loop, mine in by_loop.items():
-        # A loop that was closed meanwhile has nobody left who waits.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, mine)
-
-
-def _settle(outcomes: list[_Outcome]) -> None:
-    for job, result, error in outcomes:
-        if job.future.done():  # the caller was cancelled; the work is done all the same
-            continue
-        if error is None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
-
-
-class _Readers:
-    """A few threads, begun as they are needed, each with a connection of its own."""
-
-    def __init__(self, path: str, busy_timeout_s: float) -> None:
-        self._path = path
-        self._busy_timeout_s = busy_timeout_s
-        self._inbox = _Inbox(path)
-        self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
-
-    def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
-        future = self._inbox.put(work)
-        if not self._idle.acquire(blocking=False) and len(self._threads) < READERS_MAX:
-            thread = threading.Thread(
-                target=self._run, name=f"threadline-reader:{self._path}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-        return future
-
-    def stop(self) -> None:
-        self._inbox.close(len(self._threads))
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        db: sqlite3.Connection | None = None
-        while (job := self._inbox.jobs.get()) is not None:
-            try:
-                db = db or _connect(self._path, self._busy_timeout_s, query_only=True)
-                # One transaction, so that session, state and events are of one moment.
-                db.execute("BEGIN")
-                try:
-                    outcome: _Outcome = job, job.work(db), None
-                finally:
-                    db.execute("ROLLBACK")
-            except Exception as error:
-                outcome = job, None, _translate(error, self._path)
-            _deliver([outcome])
-            self._idle.release()
-        if db is not None:
-            db.close()
-
-
-def _connect(path: str, busy_timeout_s: float, *, query_only: bool = False) -> sqlite3.Connection:
-    db = sqlite3.connect(
-        path,
-        timeout=busy_timeout_s,
-        isolation_level=None,  # BEGIN and COMMIT are ours
-        check_same_thread=False,  # closed by another thread than the one it serves
-        cached_statements=64,
-    )
-    try:
-        db.execute("PRAGMA cache_size = -16384")
-        db.execute(f"PRAGMA query_only = {query_only:d}")
-    except sqlite3.Error:  # the file is no database
-        db.close()
-        raise
-    return db
-
-
-def _shut(writer: _Writer, readers: _Readers | None, pid: int) -> None:
-    if pid != os.getpid():  # a fork: threads and connections are the parent's
-        return
-    if readers is not None:
-        readers.stop()
-    writer.stop()
-
-
-# -- waiting and failing ----------------------------------------------------------------
-
-
-def _begin(db: sqlite3.Connection, path: str, timeout_s: float) -> None:
-    """Take the write lock now: a deferred transaction would fail later, not wait its turn."""
-    _retry_busy(lambda: db.execute("BEGIN IMMEDIATE"), path, timeout_s)
-
-
-def _retry_busy(attempt: Callable[[], object], path: str, timeout_s: float) -> None:
-    """Poll for the lock more often than SQLite's own handler, which sleeps up to 100 ms."""
-    deadline: float | None = None
-    pause_s = 0.0002
-    while True:
-        try:
-            attempt()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise
-            now = time.monotonic()
-            deadline = deadline or now + timeout_s
-            if now >= deadline:
-                raise StorageBusyError(
-                    f"{path} stayed locked by another writer for {timeout_s} s; nothing was "
-                    "written. Try again, raise busy_timeout_s, or look for a transaction that is "
-                    "never committed."
-                ) from error
-            time.sleep(pause_s * random.random())  # noqa: S311 - only to keep writers apart
-            pause_s = min(pause_s * 1.5, 0.01)
-        else:
-            return
-
-
-def _translate(error: Exception, path: str) -> Exception:
-    """Turn the driver's errors into ours, with what to do; the cause is kept."""
-    if not isinstance(error, sqlite3.Error):
-        return error
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    kind, advice = _ADVICE.get(code, (StorageError, "{path}: {error}"))
-    ours = kind(advice.format(path=path, error=error, folder=Path(path).parent))
-    ours.__cause__ = error
-    return ours
-
-
-_ADVICE: dict[int, tuple[type[StorageError], str]] = {
-    sqlite3.SQLITE_NOTADB: (
-        NotADatabaseError,
-        "{path} is not a SQLite database; it was not changed. Choose another path.",
-    ),
-    sqlite3.SQLITE_CORRUPT: (
-        NotADatabaseError,
-        "{path} is damaged ({error}). Restore a backup, or try `sqlite3 {path} .recover`.",
-    ),
-    sqlite3.SQLITE_READONLY: (
-        ReadOnlyDatabaseError,
-        "{path} cannot be written ({error}). The file and its directory must be writable.",
-    ),
-    sqlite3.SQLITE_CANTOPEN: (
-        ReadOnlyDatabaseError,
-        "{path} cannot be opened ({error}). The directory {folder} must exist and be writable.",
-    ),
-    sqlite3.SQLITE_PERM: (ReadOnlyDatabaseError, "{path} cannot be opened ({error})."),
-    sqlite3.SQLITE_FULL: (
-        StorageFullError,
-        "The disk of {path} is full; nothing was written. Make room and try again.",
-    ),
-    sqlite3.SQLITE_IOERR: (StorageError, "{path} cannot be read or written ({error})."),
-    sqlite3.SQLITE_BUSY: (StorageBusyError, "{path} is locked by another process ({error})."),
-    sqlite3.SQLITE_LOCKED: (StorageBusyError, "{path} is locked ({error})."),
-}

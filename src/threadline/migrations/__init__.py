@@ -62,7 +62,7 @@ async def status(engine: Migratable) -> Status:
     latest = steps[-1].version
     if version is not None and version > latest:
         raise NewerSchemaError(
-            f"The database has schema version {version}; this threadline knows up to {latest}. "
+            f"{engine.where} has schema version {version}; this threadline knows up to {latest}. "
             "Upgrade threadline (pip install -U threadline)."
         )
     pending = [step.name for step in steps if step.version > (version or 0)]
@@ -81,8 +81,8 @@ async def prepare(engine: Migratable, *, auto_migrate: bool) -> None:
     found = await status(engine)
     if found.pending and not auto_migrate:
         raise OutdatedSchemaError(
-            f"The database needs {', '.join(found.pending)}: run `threadline db upgrade --db URL`, "
-            "or have a DBA run what `threadline db ddl --db URL` prints."
+            f"{engine.where} needs {', '.join(found.pending)}: run `threadline db upgrade --db "
+            "URL`, or have a DBA run what `threadline db ddl --db URL` prints."
         )
     if found.pending:
         await engine.migrate(load(engine.dialect))
