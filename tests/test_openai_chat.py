@@ -28,9 +28,8 @@ from threadline.importers.openai_chat import (
     conversations,
     import_file,
     read_line,
-    to_events,
-    to_messages,
 )
+from threadline.importers.openai_messages import to_events, to_messages
 
 TAU_BENCH = (
     Path(__file__).parents[2] / "shared" / "data" / "conversations" / "tau-bench-airline.jsonl"
