@@ -56,9 +56,13 @@ def connect(
             f"{_shown(url)} is not a database URL; for a local file write sqlite:///./sessions.db"
         )
     scheme, rest = found["scheme"].lower(), found["rest"]
-    given = {"schema": schema, "pool_min": pool_min, "pool_max": pool_max}
-    given |= {"connect_with": connect_with}
-    given = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {
+        "schema": schema,
+        "pool_min": pool_min,
+        "pool_max": pool_max,
+        "connect_with": connect_with,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     if scheme == "memory":
         return MemoryEngine()
     if durability not in DURABILITIES:

@@ -80,9 +80,9 @@ class PostgresEngine:
     """Sessions in the tables of one schema of a PostgreSQL database.
 
     Every event loop that uses it has a pool of its own, of `pool_min` to `pool_max` connections,
-    made by `connect_with(dsn, **options)` (by default `asyncpg.connect`). `busy_timeout_s` bounds the
-    wait for locks, for a free connection and for a server that went away. `durability` "normal"
-    survives the death of every process, but not the server's power loss.
+    made by `connect_with(dsn, **options)` (by default `asyncpg.connect`). `busy_timeout_s`
+    bounds the wait for locks, for a free connection and for a server that went away. With
+    `durability` "normal" the last appends may be lost if the server goes down.
     """
 
     dialect = "postgres"
@@ -411,8 +411,7 @@ class PostgresEngine:
             try:
                 if scope.session:
                     row = await db.fetchrow(self._sql["lock_session"], *where)
-                    if row is None or _is_expired(_row(row), now):
-                        raise SessionNotFoundError("The session to be patched does not exist.")
+                    _check_patched(row, now)
                 found = await db.fetch(self._sql["lock_state"], *where, locked) if locked else ()
                 changes = change({k.decode(): value for k, value in found if value is not None})
                 new = {k.encode(): value for k, value in changes.items()}
@@ -558,6 +557,11 @@ def _encoded(text: str | None) -> bytes | None:
 
 def _is_expired(row: SessionRow, now: float) -> bool:
     return row.expires is not None and row.expires <= now
+
+
+def _check_patched(record: Sequence[Any] | None, now: float) -> None:
+    if record is None or _is_expired(_row(record), now):
+        raise SessionNotFoundError("The session to be patched does not exist.")
 
 
 def _delta(key: SessionKey, deltas: Iterable[StateRows]) -> list[tuple[bytes, bytes, bytes, bytes]]:
@@ -746,6 +750,7 @@ class _Desk:
         self._settings = settings
         self._sql = sql
         self._lanes = 0
+        self._under_way = 0
         self._waiting: deque[_Append] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -799,7 +804,11 @@ class _Desk:
     async def _drain(self) -> None:
         try:
             while batch := self._take_batch():
-                await self._append_all(batch)
+                self._under_way += len(batch)
+                try:
+                    await self._append_all(batch)
+                finally:
+                    self._under_way -= len(batch)
         finally:
             self._lanes -= 1
 
@@ -809,7 +818,10 @@ class _Desk:
         later: list[_Append] = []
         claimed: set[tuple[bytes, ...]] = set()
         size = 0
-        while self._waiting and len(batch) < BATCH_MAX and size < BATCH_BYTES_MAX:
+        # A lane leaves the others their share: while one waits for the server, the next one's
+        # callers are at work. In one convoy client and server would wait for each other.
+        most = min(-(-(len(self._waiting) + self._under_way) // LANES_MAX), BATCH_MAX)
+        while self._waiting and len(batch) < most and size < BATCH_BYTES_MAX:
             job = self._waiting.popleft()
             if job.future is None or job.future.done():  # the caller was cancelled
                 continue
@@ -850,17 +862,21 @@ class _Desk:
 
     async def _append_one(self, job: _Append) -> bool:
         handle, events = job.handle, job.events
-        values: list[Any] = [
-            *(handle.key.owner, handle.key.session, handle.incarnation, handle.revision),
-            *(events[-1].timestamp, job.now),
-            [event.timestamp for event in events],
-            job.id_keys,
-            [event.body for event in events],
-        ]
-        statement = self._sql["append_next"]
-        if job.delta:
+        place = (handle.key.owner, handle.key.session, handle.incarnation, handle.revision)
+        last = events[-1]
+        values: list[Any]
+        if len(events) == 1 and not job.delta:
+            statement = self._sql["append_next"]
+            values = [*place, last.timestamp, job.now, job.id_keys[0], last.body]
+        else:
             statement = self._sql["append_next_with_state"]
-            values += _columns(job.delta, 4)
+            values = [
+                *(*place, last.timestamp, job.now),
+                [event.timestamp for event in events],
+                job.id_keys,
+                [event.body for event in events],
+                *_columns(job.delta, 4),
+            ]
 
         async def work(db: asyncpg.Connection) -> bool:
             try:
@@ -958,14 +974,18 @@ def _advice(error: Exception) -> tuple[type[ThreadlineError], str]:
     if isinstance(error, TimeoutError):
         return (
             StorageUnavailableError,
-            "PostgreSQL at {place} did not answer within {limit} s; whether the call was written "
-            "is not known. To append the same event again is safe.",
+            (
+                "PostgreSQL at {place} did not answer within {limit} s; whether the call was "
+                "written is not known. To append the same event again is safe."
+            ),
         )
     if isinstance(error, OSError):
         return (
             StorageUnavailableError,
-            "No PostgreSQL answers at {place} ({error}). Check host and port, and that the "
-            "server runs.",
+            (
+                "No PostgreSQL answers at {place} ({error}). Check host and port, and that the "
+                "server runs."
+            ),
         )
     if isinstance(error, asyncpg.DataError):
         return InvalidInputError, "PostgreSQL cannot store a value: {error}"
@@ -977,8 +997,10 @@ def _advice(error: Exception) -> tuple[type[ThreadlineError], str]:
 _ADVICE: dict[str, tuple[type[ThreadlineError], str]] = {
     "08": (
         StorageUnavailableError,
-        "The connection to PostgreSQL at {place} was lost ({error}); whether the call was "
-        "written is not known. To append the same event again is safe.",
+        (
+            "The connection to PostgreSQL at {place} was lost ({error}); whether the call was "
+            "written is not known. To append the same event again is safe."
+        ),
     ),
     "28": (
         StorageError,
@@ -994,13 +1016,17 @@ _ADVICE: dict[str, tuple[type[ThreadlineError], str]] = {
     ),
     "42501": (
         StorageError,
-        "The user {user} may not do this at {place} ({error}). Have a DBA run what "
-        "`threadline db ddl` prints, and grant SELECT, INSERT, UPDATE and DELETE.",
+        (
+            "The user {user} may not do this at {place} ({error}). Have a DBA run what "
+            "`threadline db ddl` prints, and grant SELECT, INSERT, UPDATE and DELETE."
+        ),
     ),
     "26000": (
         StorageError,
-        "A pooler before {place} lost a prepared statement ({error}). Add "
-        "?statement_cache_size=0 to the URL.",
+        (
+            "A pooler before {place} lost a prepared statement ({error}). Add "
+            "?statement_cache_size=0 to the URL."
+        ),
     ),
     "53100": (
         StorageFullError,
@@ -1008,18 +1034,24 @@ _ADVICE: dict[str, tuple[type[ThreadlineError], str]] = {
     ),
     "53300": (
         StorageBusyError,
-        "PostgreSQL at {place} had no connection free for {limit} s ({error}). Lower pool_max, "
-        "or put a pooler before it.",
+        (
+            "PostgreSQL at {place} had no connection free for {limit} s ({error}). Lower pool_max, "
+            "or put a pooler before it."
+        ),
     ),
     "40": (
         StorageBusyError,
-        "Others kept writing the same rows at {place} for {limit} s ({error}); nothing was "
-        "written. Try again.",
+        (
+            "Others kept writing the same rows at {place} for {limit} s ({error}); nothing was "
+            "written. Try again."
+        ),
     ),
     "57": (
         StorageUnavailableError,
-        "PostgreSQL at {place} is going down or starting ({error}); whether the call was written "
-        "is not known. To append the same event again is safe.",
+        (
+            "PostgreSQL at {place} is going down or starting ({error}); whether the call was "
+            "written is not known. To append the same event again is safe."
+        ),
     ),
 }
 _ADVICE["42P05"] = _ADVICE["26000"]

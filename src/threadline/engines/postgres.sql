@@ -31,26 +31,23 @@ SELECT app, "user", id, incarnation, revision, created, updated, expires, displa
    FOR UPDATE
 
 -- name: append_next
--- The compare and the writes are one statement, so two writers cannot both pass, and one
--- transaction. Without a row nothing was written; a repeated event id is an error of the index.
+-- One event that sets no state, as most are. The compare and the writes are one statement, so
+-- two writers cannot both pass, and one transaction. Without a row nothing was written; a
+-- repeated event id is an error of the index.
 WITH head AS (
     UPDATE {schema}.threadline_session
-       SET revision = $4 + cardinality($8::bytea[]), updated = $5
+       SET revision = $4 + 1, updated = $5
      WHERE owner = $1 AND session = $2 AND incarnation = $3 AND revision = $4
        AND (expires IS NULL OR expires > $6)
-    RETURNING 1
-), log AS (
-    INSERT INTO {schema}.threadline_event (owner, session, seq, timestamp, id_key, body)
-    SELECT $1, $2, $4 + e.n, e.timestamp, e.id_key, e.body
-      FROM head,
-           unnest($7::double precision[], $8::bytea[], $9::bytea[])
-           WITH ORDINALITY AS e (timestamp, id_key, body, n)
+    RETURNING revision
 )
-SELECT 1 FROM head
+INSERT INTO {schema}.threadline_event (owner, session, seq, timestamp, id_key, body)
+SELECT $1, $2, revision, $5, $7, $8 FROM head
+RETURNING 1
 
 -- name: append_next_with_state
--- The same for events that set state, whose keys come in order, so that two transactions that
--- set the same ones do not wait for each other.
+-- The same for several events, or such as set state. The state's keys come in order, so that two
+-- transactions that set the same ones do not wait for each other.
 WITH head AS (
     UPDATE {schema}.threadline_session
        SET revision = $4 + cardinality($8::bytea[]), updated = $5
