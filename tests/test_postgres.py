@@ -423,7 +423,7 @@ def test_appends_survive_every_connection_being_killed(database):
                 nonlocal killed
                 while not is_done:
                     killed += len(await killer.fetch(KILL))
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.2)
 
             async def work(n, session):
                 for m in range(60):

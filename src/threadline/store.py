@@ -345,7 +345,11 @@ class EngineSessionService(BaseSessionService):
         await self._engine.close()
 
     async def __aenter__(self) -> Self:
-        await self._ready()
+        try:
+            await self._ready()
+        except BaseException:
+            await self.close()  # there will be no `__aexit__`
+            raise
         return self
 
 
