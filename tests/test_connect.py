@@ -1,8 +1,10 @@
 """Which URLs work, and what the others are told."""
 
+import sys
+
 import pytest
 
-from threadline import InvalidInputError, UnsupportedUrlError
+from threadline import InvalidInputError, MissingExtraError, UnsupportedUrlError
 from threadline.connect import connect
 from threadline.engines.memory import MemoryEngine
 
@@ -37,7 +39,8 @@ def test_memory_is_an_engine_too():
         ("sqlite://my_agent_data.db", "sqlite:///my_agent_data.db"),
         ("sqlite:///a.db?mode=ro", "durability="),
         ("mongodb://localhost/x", "unknown"),
-        ("postgresql://user:secret@localhost/db", "PostgreSQL is not supported"),
+        ("postgresql+pg8000://user:secret@localhost/db", "postgresql://"),
+        ("postgresql://user:secret@localhost/db?pool_max=many", "pool_max"),
         ("mysql+aiomysql://user:secret@localhost/db", "MySQL is not supported"),
     ],
 )
@@ -56,3 +59,35 @@ def test_a_password_is_never_shown(url):
 def test_an_unknown_durability_is_refused():
     with pytest.raises(InvalidInputError, match="full, normal"):
         connect("sqlite:///a.db", durability="off")
+
+
+@pytest.mark.parametrize(
+    "scheme", ["postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg", "PostgreSQL"]
+)
+def test_postgres_urls_mean_the_same_whatever_the_driver(scheme):
+    engine = connect(f"{scheme}://u:p@host:1/db?schema=s&ssl=require&pool_max=3")
+    assert engine.schema == "s"
+    assert engine._settings.pool_max == 3
+    assert engine._settings._dsn == (
+        "postgresql://u:p@host:1/db?sslmode=require&application_name=threadline"
+    )
+
+
+def test_a_missing_driver_is_named_with_its_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "threadline.engines.postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'threadline\[postgres\]'"):
+        connect("postgresql://localhost/db")
+
+
+@pytest.mark.parametrize(
+    "options", [{"pool_max": 0}, {"pool_min": 5, "pool_max": 2}, {"schema": ""}]
+)
+def test_a_pool_or_schema_that_cannot_be_is_refused(options):
+    with pytest.raises(InvalidInputError):
+        connect("postgresql://localhost/db", **options)
+
+
+def test_sqlite_has_no_pool_and_no_schema():
+    with pytest.raises(InvalidInputError, match="schema"):
+        connect("sqlite:///a.db", schema="s")

@@ -466,8 +466,9 @@ def ddl(db: Db, as_json: Json = False) -> None:
     from threadline.connect import connect
 
     with _one_message():
-        dialect = getattr(connect(db), "dialect", "memory")
-        sql = migrations.ddl(dialect)
+        engine = connect(db)
+        dialect = getattr(engine, "dialect", "memory")
+        sql = migrations.ddl(dialect, getattr(engine, "schema", None))
     if as_json:
         _print_json({"dialect": dialect, "ddl": sql})
     else:

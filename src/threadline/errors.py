@@ -21,6 +21,7 @@ ThreadlineError
     ├── ReadOnlyDatabaseError         the file or its directory cannot be written
     ├── StorageFullError              no room on the disk
     ├── StorageBusyError              locked for longer than the timeout
+    ├── StorageUnavailableError       no server answered in time; the outcome is not known
     ├── NewerSchemaError              written by a newer threadline
     ├── OutdatedSchemaError           migrations are due and were not to be run
     └── EngineClosedError             used after `close()`, or memory across a fork
@@ -144,6 +145,13 @@ class StorageFullError(StorageError):
 
 class StorageBusyError(StorageError):
     """The database stayed locked for longer than the timeout; nothing was written."""
+
+
+class StorageUnavailableError(StorageError):
+    """No server answered in time; whether the call was written is not known.
+
+    An append is safe to try again: the same event is stored once.
+    """
 
 
 class NewerSchemaError(StorageError):

@@ -54,7 +54,7 @@ from threadline.patch import Patch
 from threadline.service import BaseSessionService, OnStale, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from threadline.engines.base import Appended, StateRows
 
@@ -346,7 +346,11 @@ class EngineSessionService(BaseSessionService):
         await self._engine.close()
 
     async def __aenter__(self) -> Self:
-        await self._ready()
+        try:
+            await self._ready()
+        except BaseException:
+            await self.close()  # there will be no `__aexit__`
+            raise
         return self
 
 
@@ -361,7 +365,9 @@ class DatabaseSessionService(EngineSessionService):
     """Sessions in the database that a URL names; see `threadline.connect`.
 
     `durability` is "full" or "normal"; `busy_timeout_s` bounds the wait for a locked database;
-    with `auto_migrate=False` the tables must be there (`threadline db upgrade`).
+    with `auto_migrate=False` the tables must be there (`threadline db upgrade`). A database with
+    a server also has a `schema` for the tables, a pool of `pool_min` to `pool_max` connections,
+    and `connect_with(url, **options)` where its driver's own way to connect will not do.
     """
 
     def __init__(
@@ -373,8 +379,20 @@ class DatabaseSessionService(EngineSessionService):
         busy_timeout_s: float = 30.0,
         auto_migrate: bool = True,
         state_schema: type | None = None,
+        schema: str | None = None,
+        pool_min: int | None = None,
+        pool_max: int | None = None,
+        connect_with: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
-        engine = connect(db_url, durability=durability, busy_timeout_s=busy_timeout_s)
+        engine = connect(
+            db_url,
+            durability=durability,
+            busy_timeout_s=busy_timeout_s,
+            schema=schema,
+            pool_min=pool_min,
+            pool_max=pool_max,
+            connect_with=connect_with,
+        )
         super().__init__(
             engine, on_stale=on_stale, auto_migrate=auto_migrate, state_schema=state_schema
         )

@@ -17,7 +17,7 @@ from threadline.blocking import call
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     # The rest of the catalogue, for type checkers; at run time it comes by `__getattr__`.
     from threadline import MISSING as MISSING
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from threadline import StorageBusyError as StorageBusyError
     from threadline import StorageError as StorageError
     from threadline import StorageFullError as StorageFullError
+    from threadline import StorageUnavailableError as StorageUnavailableError
     from threadline import ThreadlineError as ThreadlineError
     from threadline import ToolConfirmation as ToolConfirmation
     from threadline import Transcription as Transcription
@@ -310,6 +311,10 @@ class DatabaseSessionService(EngineSessionService):
         busy_timeout_s: float = 30.0,
         auto_migrate: bool = True,
         state_schema: type | None = None,
+        schema: str | None = None,
+        pool_min: int | None = None,
+        pool_max: int | None = None,
+        connect_with: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
         self.asynchronous = store.DatabaseSessionService(
             db_url,
@@ -318,6 +323,10 @@ class DatabaseSessionService(EngineSessionService):
             busy_timeout_s=busy_timeout_s,
             auto_migrate=auto_migrate,
             state_schema=state_schema,
+            schema=schema,
+            pool_min=pool_min,
+            pool_max=pool_max,
+            connect_with=connect_with,
         )
 
 

@@ -244,12 +244,19 @@ class Migratable(Protocol):
     dialect: str
     where: str
     """What messages call the database; no password is in it."""
+    schema: str | None
+    """The schema its tables are in, which every statement names; None where there is none."""
 
     async def version(self) -> int | None:
         """Read the ledger's newest version; None where there is no ledger."""
 
     async def migrate(self, migrations: Sequence[Migration]) -> list[str]:
         """Run those that are not in the ledger, under a lock; return their names."""
+
+
+def quoted(name: str) -> str:
+    """Return a schema's name as SQL that means this name and nothing else."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def session_key(app: str, user: str, id: str) -> SessionKey:

@@ -84,6 +84,7 @@ class SqliteEngine:
     """
 
     dialect = "sqlite"
+    schema = None
 
     def __init__(
         self, path: str, *, durability: str = "full", busy_timeout_s: float = 30.0

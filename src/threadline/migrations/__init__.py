@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from threadline.engines.base import Migration
+from threadline.engines.base import Migration, quoted
 from threadline.errors import NewerSchemaError, OutdatedSchemaError, UnsupportedUrlError
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Status(msgspec.Struct, frozen=True):
 
 
 @functools.cache
-def load(dialect: str) -> tuple[Migration, ...]:
-    """Return a dialect's migrations in order."""
+def load(dialect: str, schema: str | None = None) -> tuple[Migration, ...]:
+    """Return a dialect's migrations in order, for tables in a schema where there are such."""
     folder = Path(__file__).parent / dialect
     if not folder.is_dir():
         raise UnsupportedUrlError(f"There are no tables to create for {dialect!r}.")
@@ -41,23 +41,25 @@ def load(dialect: str) -> tuple[Migration, ...]:
         Migration(
             version=int(found[1]),
             name=path.stem,
-            sql=path.read_text(encoding="utf-8")
-            + f"\nINSERT INTO threadline_migration (version, name) "
-            f"VALUES ({int(found[1])}, '{path.stem}');\n",
+            sql=(
+                path.read_text(encoding="utf-8")
+                + f"\nINSERT INTO {{schema}}.threadline_migration (version, name) "
+                f"VALUES ({int(found[1])}, '{path.stem}');\n"
+            ).replace("{schema}.", "" if schema is None else f"{quoted(schema)}."),
         )
         for path in sorted(folder.iterdir())
         if (found := _FILE.fullmatch(path.name))
     )
 
 
-def ddl(dialect: str) -> str:
+def ddl(dialect: str, schema: str | None = None) -> str:
     """Return all statements, for a DBA who runs them by hand."""
-    return "\n".join(f"-- {step.name}\n\n{step.sql}" for step in load(dialect))
+    return "\n".join(f"-- {step.name}\n\n{step.sql}" for step in load(dialect, schema))
 
 
 async def status(engine: Migratable) -> Status:
     """Compare the ledger with the migrations of this version."""
-    steps = load(engine.dialect)
+    steps = load(engine.dialect, engine.schema)
     version = await engine.version()
     latest = steps[-1].version
     if version is not None and version > latest:
@@ -73,7 +75,7 @@ async def upgrade(engine: Migratable) -> list[str]:
     """Run what is due; return the names of the migrations that ran."""
     if not (await status(engine)).pending:
         return []
-    return await engine.migrate(load(engine.dialect))
+    return await engine.migrate(load(engine.dialect, engine.schema))
 
 
 async def prepare(engine: Migratable, *, auto_migrate: bool) -> None:
@@ -85,4 +87,4 @@ async def prepare(engine: Migratable, *, auto_migrate: bool) -> None:
             "URL`, or have a DBA run what `threadline db ddl --db URL` prints."
         )
     if found.pending:
-        await engine.migrate(load(engine.dialect))
+        await engine.migrate(load(engine.dialect, engine.schema))
