@@ -466,8 +466,11 @@ def ddl(db: Db, as_json: Json = False) -> None:
     from threadline.connect import connect
 
     with _one_message():
-        dialect = getattr(connect(db), "dialect", "memory")
+        engine = connect(db)
+        dialect = getattr(engine, "dialect", "memory")
         sql = migrations.ddl(dialect)
+        if hasattr(engine, "ddl"):  # the names of its tables are its own
+            sql = engine.ddl(sql)
     if as_json:
         _print_json({"dialect": dialect, "ddl": sql})
     else:

@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from threadline.engines.memory import MemoryEngine
-from threadline.errors import InvalidInputError, UnsupportedUrlError
+from threadline.errors import InvalidInputError, MissingExtraError, UnsupportedUrlError
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
     from threadline.engines.base import Engine
 
 DURABILITIES = ("full", "normal")
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SQLITE = {"sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"}
+_MYSQL = {
+    f"{database}{driver}"
+    for database in ("mysql", "mariadb")
+    for driver in ("", "+asyncmy", "+aiomysql")
+}
+_MYSQL_OPTIONS = {
+    "unix_socket": str,
+    "connect_timeout": float,
+    "pool_min": int,
+    "pool_max": int,
+    "table_prefix": str,
+    "charset": str,
+    "ssl_mode": str,
+    "ssl_ca": str,
+    "ssl_cert": str,
+    "ssl_key": str,
+}
+SSL_MODES = ("disabled", "required", "verify_ca", "verify_identity")
 _COMING = {
     "postgresql": "PostgreSQL",
     "postgres": "PostgreSQL",
-    "mysql": "MySQL",
-    "mariadb": "MariaDB",
 }
 
 
-def connect(url: str, *, durability: str = "full", busy_timeout_s: float = 30.0) -> Engine:
+def connect(
+    url: str,
+    *,
+    durability: str = "full",
+    busy_timeout_s: float = 30.0,
+    connect: Callable[[], Awaitable[Any]] | None = None,
+) -> Engine:
     """Return the engine of a URL, not yet opened.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db` and `sqlite:///:memory:` work, and so do
-    the spellings with a driver that SQLAlchemy users have; `memory://` keeps nothing.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:` and
+    `mysql://user:password@host/database` work, and so do the spellings with a driver that
+    SQLAlchemy users have; `memory://` keeps nothing. `connect` makes a server's connections
+    instead of the URL's user and password.
     """
     found = _URL.fullmatch(url) if isinstance(url, str) else None
     if found is None:
@@ -44,6 +71,13 @@ def connect(url: str, *, durability: str = "full", busy_timeout_s: float = 30.0)
                 f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}."
             )
         return _sqlite(rest, durability, busy_timeout_s)
+    if scheme in _MYSQL:
+        return _mysql(url, rest, busy_timeout_s, connect)
+    if scheme.partition("+")[0] in _MYSQL:
+        raise UnsupportedUrlError(
+            f"threadline does not use the driver {scheme.partition('+')[2]!r}; write mysql:// "
+            "(pip install 'threadline[mysql]')."
+        )
     name = _COMING.get(scheme.partition("+")[0])
     if name:
         raise UnsupportedUrlError(
@@ -74,6 +108,96 @@ def _sqlite(rest: str, durability: str, busy_timeout_s: float) -> Engine:
         )
     # Two slashes end the scheme; the next one only separates: a relative path follows it.
     return SqliteEngine(unquote(path[1:]), durability=durability, busy_timeout_s=busy_timeout_s)
+
+
+def _mysql(
+    url: str, rest: str, busy_timeout_s: float, connect: Callable[[], Awaitable[Any]] | None
+) -> Engine:
+    try:
+        from threadline.engines.mysql import MysqlEngine
+    except ModuleNotFoundError as error:
+        if error.name != "asyncmy":
+            raise
+        raise MissingExtraError(
+            "MySQL and MariaDB need a driver: pip install 'threadline[mysql]'"
+        ) from error
+    try:
+        parts = urlsplit(f"mysql://{rest}")
+        port = parts.port or 3306
+    except ValueError:  # it would quote the password, where that holds an unquoted slash
+        raise UnsupportedUrlError(
+            f"{_shown(url)} has no valid host and port; characters such as / # ? @ in a password "
+            "are written percent-encoded (urllib.parse.quote)."
+        ) from None
+    database = unquote(parts.path[1:])
+    if not database or "/" in database or parts.fragment:
+        raise UnsupportedUrlError(
+            f"{_shown(url)} names no database; write mysql://user:password@host/database, with "
+            "characters such as / # ? @ in a password percent-encoded."
+        )
+    options = _options(parts.query, _MYSQL_OPTIONS)
+    if options.pop("charset", "utf8mb4") != "utf8mb4":
+        raise UnsupportedUrlError("threadline speaks utf8mb4; leave charset= out of the URL.")
+    if "connect_timeout" in options:
+        options["connect_timeout_s"] = options.pop("connect_timeout")
+    tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
+    return MysqlEngine(
+        host=parts.hostname or "127.0.0.1",
+        port=port,
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password or ""),
+        database=database,
+        tls=_tls(**tls),
+        connect=connect,
+        busy_timeout_s=busy_timeout_s,
+        **options,
+    )
+
+
+def _options(query: str, known: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        key = name.replace("-", "_")
+        if key not in known:
+            raise UnsupportedUrlError(
+                f"The URL option {name!r} is unknown; there are {', '.join(sorted(known))}."
+            )
+        try:
+            options[key] = known[key](text)
+        except ValueError:
+            raise UnsupportedUrlError(
+                f"The URL option {name!r} must be a number, got {text!r}."
+            ) from None
+    return options
+
+
+def _tls(
+    ssl_mode: str | None = None,
+    ssl_ca: str | None = None,
+    ssl_cert: str | None = None,
+    ssl_key: str | None = None,
+) -> ssl.SSLContext | None:
+    """Return what to check of a server's certificate; None speaks in the clear."""
+    import ssl
+
+    mode = (ssl_mode or ("verify_identity" if ssl_ca or ssl_cert else "disabled")).lower()
+    if mode not in SSL_MODES:
+        raise UnsupportedUrlError(
+            f"ssl_mode must be one of {', '.join(SSL_MODES)}, got {ssl_mode!r}."
+        )
+    if mode == "disabled":
+        return None
+    try:
+        context = ssl.create_default_context(cafile=ssl_ca)
+        context.check_hostname = mode == "verify_identity"
+        context.verify_mode = ssl.CERT_NONE if mode == "required" else ssl.CERT_REQUIRED
+        if ssl_cert:
+            context.load_cert_chain(ssl_cert, ssl_key)
+    except OSError as error:
+        raise UnsupportedUrlError(
+            f"ssl_ca, ssl_cert and ssl_key must be readable PEM files: {error}."
+        ) from error
+    return context
 
 
 def _shown(url: object) -> str:

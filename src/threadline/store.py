@@ -17,7 +17,7 @@ import msgspec
 
 from threadline import clock, codec, migrations, state
 from threadline.canonical import decode, encode
-from threadline.connect import connect
+from threadline.connect import connect as engine_of
 from threadline.engines.base import (
     SEQ_MAX,
     Engine,
@@ -54,7 +54,7 @@ from threadline.patch import Patch
 from threadline.service import BaseSessionService, OnStale, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from threadline.engines.base import Appended, StateRows
 
@@ -360,7 +360,8 @@ class DatabaseSessionService(EngineSessionService):
     """Sessions in the database that a URL names; see `threadline.connect`.
 
     `durability` is "full" or "normal"; `busy_timeout_s` bounds the wait for a locked database;
-    with `auto_migrate=False` the tables must be there (`threadline db upgrade`).
+    with `auto_migrate=False` the tables must be there (`threadline db upgrade`). `connect` makes
+    each new connection to a server, for credentials that change.
     """
 
     def __init__(
@@ -372,8 +373,11 @@ class DatabaseSessionService(EngineSessionService):
         busy_timeout_s: float = 30.0,
         auto_migrate: bool = True,
         state_schema: type | None = None,
+        connect: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
-        engine = connect(db_url, durability=durability, busy_timeout_s=busy_timeout_s)
+        engine = engine_of(
+            db_url, durability=durability, busy_timeout_s=busy_timeout_s, connect=connect
+        )
         super().__init__(
             engine, on_stale=on_stale, auto_migrate=auto_migrate, state_schema=state_schema
         )

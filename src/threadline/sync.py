@@ -17,7 +17,7 @@ from threadline.blocking import call
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     # The rest of the catalogue, for type checkers; at run time it comes by `__getattr__`.
     from threadline import MISSING as MISSING
@@ -310,6 +310,7 @@ class DatabaseSessionService(EngineSessionService):
         busy_timeout_s: float = 30.0,
         auto_migrate: bool = True,
         state_schema: type | None = None,
+        connect: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
         self.asynchronous = store.DatabaseSessionService(
             db_url,
@@ -318,6 +319,7 @@ class DatabaseSessionService(EngineSessionService):
             busy_timeout_s=busy_timeout_s,
             auto_migrate=auto_migrate,
             state_schema=state_schema,
+            connect=connect,
         )
 
 
