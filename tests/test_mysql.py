@@ -1,8 +1,8 @@
 """The MySQL engine: the kit on a server, and what is peculiar to it."""
 
 import pytest
-
 from tests.servers_mysql import database, server
+
 from threadline import DatabaseSessionService, clock
 from threadline.testing import EngineSuite, ServiceSuite, run_machine
 

@@ -24,7 +24,7 @@ _MYSQL = {
     for database in ("mysql", "mariadb")
     for driver in ("", "+asyncmy", "+aiomysql")
 }
-_MYSQL_OPTIONS = {
+_MYSQL_OPTIONS: dict[str, Callable[[str], Any]] = {
     "unix_socket": str,
     "connect_timeout": float,
     "pool_min": int,

@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from asyncmy.connection import Connection
 
     from threadline.engines.base import (
-        EventRow,
         Handle,
         Migration,
         NewEvent,
@@ -548,12 +547,13 @@ class MysqlEngine:
                     is_usable = True
                     raise
             is_usable = True
-            return result
         except TimeoutError as error:
             raise StorageError(
                 f"{self.name} did not answer within {answer_timeout_s} s. Whether a write was "
                 "stored is not known; an append may be repeated with the same event."
             ) from error
+        else:
+            return result
         finally:
             pool.release(db, is_usable=is_usable)
 
@@ -842,7 +842,7 @@ def _chunks(rows: Iterable[str]) -> Iterator[_Text]:
 class _Connection:
     """A connection of the driver, and packets of several statements."""
 
-    def __init__(self, driver: Connection) -> None:
+    def __init__(self, driver: Any) -> None:
         self.driver = driver
         self.packet_max = 1 << 20
         self.idle_since = 0.0
@@ -857,8 +857,7 @@ class _Connection:
         query, next_result = self.driver.query, self.driver.next_result
         for packet, number in self._packets(statements):
             counts.append(await query(packet))
-            for _ in range(number - 1):
-                counts.append(await next_result())
+            counts += [await next_result() for _ in range(number - 1)]
         return counts
 
     async def fetch(self, *statements: str) -> list[Sequence[_Row]]:
@@ -926,7 +925,8 @@ class _Pool:
                 db = self._idle.pop()
                 # What was idle for long may have been forgotten on the way, without a word.
                 is_fresh = self._loop.time() - db.idle_since < IDLE_MAX_S
-                if is_fresh and not db.driver._stream_broken:  # noqa: SLF001 - no public name
+                # Not public, so it may go; then a dead connection is found out by using it.
+                if is_fresh and not getattr(db.driver, "_stream_broken", False):
                     return db
                 db.driver.close()
             return await self._connect()
@@ -967,7 +967,7 @@ class _Pool:
 # -- failing ----------------------------------------------------------------------------
 
 
-class _OutcomeUnknownError(asyncmy.errors.OperationalError):  # type: ignore[misc]
+class _OutcomeUnknownError(asyncmy.errors.OperationalError):
     """The connection was lost while a change that cannot be repeated was committed."""
 
 
@@ -1009,8 +1009,8 @@ _FULL = (StorageFullError, "{name} has no room ({said}); nothing was written.")
 _READ_ONLY = (ReadOnlyDatabaseError, "{name} takes no writes ({said}).")
 _RIGHTS = (
     StorageError,
-    "{name}: {said}. The user needs SELECT, INSERT, UPDATE and DELETE on threadline's tables; "
-    "to create them, a DBA can run what `threadline db ddl` prints.",
+    "{name}: {said}. The user needs SELECT, INSERT, UPDATE and DELETE on threadline's tables, "
+    "which a DBA can create from what `threadline db ddl` prints.",
 )
 _ADVICE: dict[int, tuple[type[ThreadlineError], str]] = {
     **dict.fromkeys(_ROLLED_BACK, _BUSY),
