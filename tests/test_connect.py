@@ -38,7 +38,7 @@ def test_memory_is_an_engine_too():
         ("sqlite:///a.db?mode=ro", "durability="),
         ("mongodb://localhost/x", "unknown"),
         ("postgresql://user:secret@localhost/db", "PostgreSQL is not supported"),
-        ("mysql+aiomysql://user:secret@localhost/db", "MySQL is not supported"),
+        ("mysql+pymysql://user:secret@localhost/db", "mysql://"),
     ],
 )
 def test_a_url_that_cannot_work_says_which_would(url, advice):

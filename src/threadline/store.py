@@ -334,8 +334,12 @@ class EngineSessionService(BaseSessionService):
         engine = self._engine
         if not self._is_ready:
             await engine.open()
-            if isinstance(engine, Migratable):
-                await migrations.prepare(engine, auto_migrate=self._auto_migrate)
+            try:
+                if isinstance(engine, Migratable):
+                    await migrations.prepare(engine, auto_migrate=self._auto_migrate)
+            except BaseException:
+                await engine.close()  # nobody else does, after an `async with` that failed
+                raise
             self._is_ready = True
         return engine
 

@@ -157,15 +157,17 @@ SELECT {columns}
  LIMIT %(limit)s
 
 -- name: select_state_of_sessions
--- The own state of each session of a page, which {page} reads again in the same snapshot.
+-- The own state of each session of a page, which {page} reads again in the same snapshot. The
+-- order and the index are given, since nobody knows beforehand how few rows a page has.
 SELECT t.owner, t.session, t.name, t.value
-  FROM ({page}) AS p STRAIGHT_JOIN threadline_state AS t
+  FROM ({page}) AS p STRAIGHT_JOIN threadline_state AS t FORCE INDEX (PRIMARY)
     ON t.owner = p.owner AND t.session = p.session
 
 -- name: select_state_of_users
 -- The state of each user of a page, once.
 SELECT t.owner, t.session, t.name, t.value
-  FROM (SELECT DISTINCT q.owner FROM ({page}) AS q) AS p STRAIGHT_JOIN threadline_state AS t
+  FROM (SELECT DISTINCT q.owner FROM ({page}) AS q) AS p
+       STRAIGHT_JOIN threadline_state AS t FORCE INDEX (PRIMARY)
     ON t.owner = p.owner AND t.session = ''
 
 -- name: delete_events
