@@ -1007,18 +1007,17 @@ _AWAY = (
 _DENIED = (StorageError, "{name} refused the login ({said}). Check user and password.")
 _FULL = (StorageFullError, "{name} has no room ({said}); nothing was written.")
 _READ_ONLY = (ReadOnlyDatabaseError, "{name} takes no writes ({said}).")
-_RIGHTS = (
-    StorageError,
-    "{name}: {said}. The user needs SELECT, INSERT, UPDATE and DELETE on threadline's tables, "
-    "which a DBA can create from what `threadline db ddl` prints.",
+_NO_RIGHT = (
+    "{name}: {said}. Threadline's tables need SELECT, INSERT, UPDATE and DELETE; to create them, "
+    "a DBA can run what `threadline db ddl` prints."
 )
 _ADVICE: dict[int, tuple[type[ThreadlineError], str]] = {
     **dict.fromkeys(_ROLLED_BACK, _BUSY),
     **dict.fromkeys(_LOST, _AWAY),
     1040: (StorageBusyError, "{name} has no connection left ({said}). Lower pool_max."),
     1203: (StorageBusyError, "{name} has no connection left ({said}). Lower pool_max."),
-    1044: _RIGHTS,
-    1142: _RIGHTS,
+    1044: (StorageError, _NO_RIGHT),
+    1142: (StorageError, _NO_RIGHT),
     1045: _DENIED,
     1698: _DENIED,
     1049: (StorageError, "{name}: {said}. Create it first: CREATE DATABASE ..."),
