@@ -22,6 +22,7 @@ from threadline import (
     InvalidInputError,
     NewerSchemaError,
     OutdatedSchemaError,
+    StaleSessionError,
     StorageError,
     UnsupportedUrlError,
     clock,
@@ -260,6 +261,48 @@ def test_an_append_is_one_packet_and_one_transaction(fresh):
 
     counts = on_engine(engine_of(fresh, pool_max=1), use)
     assert counts == {"Com_begin": 1, "Com_update": 1, "Com_insert": 2, "Com_commit": 1}
+
+
+def test_concurrent_appends_share_transactions(fresh):
+    async def use(engine):
+        handles = [await created(engine, f"s{n}") for n in range(64)]
+        with recorded() as statements:
+            await asyncio.gather(
+                *(
+                    engine.append(handle, [event("e", k=b"1")], rebase=False, now=1.0)
+                    for handle in handles
+                )
+            )
+        return statements.count("COMMIT")
+
+    assert on_engine(engine_of(fresh), use) < 64
+
+
+def test_a_stale_append_does_not_spoil_those_that_go_with_it(fresh):
+    async def use(engine):
+        handles = [await created(engine, f"s{n}") for n in range(40)]
+        for handle in handles[::10]:
+            await engine.append(handle, [event("before")], rebase=False, now=1.0)
+        outcomes = await asyncio.gather(
+            *(
+                engine.append(handle, [event("e1"), event("e2", k=b"1")], rebase=False, now=1.0)
+                for handle in handles
+            ),
+            return_exceptions=True,
+        )
+        stale = [n for n, one in enumerate(outcomes) if isinstance(one, StaleSessionError)]
+        assert stale == list(range(0, 40, 10))
+        for n, handle in enumerate(handles):
+            loaded = await engine.load(handle.key, Window(), now=1.0)
+            assert loaded.session.revision == len(loaded.events) == (1 if n in stale else 2)
+            assert loaded.state.session == ({} if n in stale else {"k": b"1"})
+        # No transaction is left open, so nothing is locked.
+        blocker = await server().connect(fresh)
+        async with blocker.cursor() as cursor:
+            await cursor.execute("SELECT COUNT(*) FROM threadline_session FOR UPDATE NOWAIT")
+        await blocker.ensure_closed()
+
+    on_engine(engine_of(fresh), use)
 
 
 def test_an_append_takes_no_lock_on_state_it_does_not_write(fresh):

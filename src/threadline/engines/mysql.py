@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -52,7 +53,15 @@ from threadline.errors import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from asyncmy.connection import Connection
 
@@ -72,6 +81,10 @@ _Row = tuple[Any, ...]
 
 PREFIX = "threadline_"
 POOL_MAX = 10
+LANES_MAX = 3
+BATCH_MAX = 64
+CONFLICTS_MAX = 3
+LOCK_WAIT_MAX_S = 5.0
 IDLE_MAX_S = 300.0
 STATEMENT_BYTES = 1 << 20
 _LIMIT_MAX = 2**64 - 1
@@ -236,7 +249,8 @@ class MysqlEngine:
         driver = await self._connect()
         try:
             db = _Connection(driver)
-            values = {"lock_timeout_s": max(1, round(self._busy_timeout_s))}
+            # One that waits longer tries again, and does not hold up the others meanwhile.
+            values = {"lock_timeout_s": max(1, round(min(self._busy_timeout_s, LOCK_WAIT_MAX_S)))}
             ((row,),) = await db.fetch(_bind(self._sql["prepare_connection"], **values))
             db.packet_max = row[0]
         except BaseException:
@@ -312,7 +326,7 @@ class MysqlEngine:
         values = {**msgspec.structs.asdict(row), **place, "app_key": key.app_key}
         insert = [
             _bind(sql["insert_session"], **values),
-            *_upserts(sql, key, [state]),
+            *_upserts(sql, [(key, state)]),
             _bind(sql["select_merged_state"], **place, app_key=key.app_key),
             sql["commit"],
         ]
@@ -365,15 +379,51 @@ class MysqlEngine:
         self, handle: Handle, events: Sequence[NewEvent], *, rebase: bool, now: float
     ) -> Appended:
         """Store events at the end of the log, with their state; skip those that are there."""
-        sql = self._sql
-        id_keys = [digest(event.id) for event in events]
+        job = _Append(handle, events, rebase, now)
+        lanes = self._pool().lanes
+        if lanes.free == 0 and handle.incarnation is not None:
+            return await lanes.join(job)
+        lanes.free -= 1
+        try:
+            return await self._append_alone(job)
+        finally:
+            self._go_on(lanes)
 
+    async def _append_alone(self, job: _Append) -> Appended:
         async def work(db: _Connection) -> Appended:
-            return await _append_next(
-                db, sql, handle, events, id_keys, now
-            ) or await _append_carefully(db, sql, handle, events, id_keys, rebase, now)
+            if job.handle.incarnation is not None and await _append_next(db, self._sql, [job]):
+                return job.appended()
+            return await _append_carefully(db, self._sql, job)
 
         return await self._transact(work)
+
+    def _go_on(self, lanes: _Lanes) -> None:
+        """Give a lane that has become free to those who wait, together."""
+        lanes.free += 1
+        if lanes.free > 0 and lanes.waiting:
+            lanes.free -= 1
+            lanes.start(self._append_together(lanes.take()), lambda: self._go_on(lanes))
+
+    async def _append_together(self, jobs: list[_Append]) -> None:
+        """Append for several callers in one transaction; who cannot take part goes alone."""
+        try:
+            stored: list[_Append] = []
+            if len(jobs) > 1:
+                # Whatever is wrong with some of them, each finds out alone.
+                with contextlib.suppress(asyncmy.errors.Error, OSError, ThreadlineError):
+                    stored = await self._attempt(
+                        lambda db: _append_next(db, self._sql, jobs), self._answer_timeout_s
+                    )
+            for job in stored:
+                job.settle(job.appended())
+            alone = [job for job in jobs if job not in stored]
+            outcomes = await asyncio.gather(*map(self._append_alone, alone), return_exceptions=True)
+            for job, outcome in zip(alone, outcomes, strict=True):
+                job.settle(outcome)
+        except BaseException as error:  # such as the end of the event loop
+            for job in jobs:
+                job.settle(error)
+            raise
 
     async def patch(
         self,
@@ -561,74 +611,105 @@ class MysqlEngine:
 # -- statements, inside a transaction ---------------------------------------------------
 
 
-async def _append_next(
-    db: _Connection,
-    sql: _Sql,
-    handle: Handle,
-    events: Sequence[NewEvent],
-    id_keys: Sequence[bytes],
-    now: float,
-) -> Appended | None:
-    """Append to the revision that the handle knows, as most appends can; else return None.
+class _Append:
+    """One call of append."""
+
+    __slots__ = ("events", "future", "handle", "id_keys", "now", "rebase")
+
+    def __init__(
+        self, handle: Handle, events: Sequence[NewEvent], rebase: bool, now: float
+    ) -> None:
+        self.handle = handle
+        self.events = events
+        self.id_keys = [digest(event.id) for event in events]
+        self.rebase = rebase
+        self.now = now
+        self.future: asyncio.Future[Appended] | None = None
+
+    def appended(self) -> Appended:
+        """Return the outcome where the handle was right and every event new."""
+        handle, head = self.handle, self.handle.revision + len(self.events)
+        return Appended(
+            seqs=range(handle.revision + 1, head + 1),
+            missed=(),
+            incarnation=handle.incarnation or 0,
+            revision=head,
+            updated=self.events[-1].timestamp,
+        )
+
+    def settle(self, outcome: Appended | BaseException) -> None:
+        """Tell the caller, who may have been cancelled."""
+        if self.future is None or self.future.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+async def _append_next(db: _Connection, sql: _Sql, jobs: Sequence[_Append]) -> list[_Append]:
+    """Append to the revisions that handles know, as most appends can; return those done.
 
     No question is asked first: a compare that fails, a place or an id that is taken says that
-    the handle is stale or the event a repeated one. Nothing is committed then.
+    the handle is stale or the event a repeated one. The others try again without it.
     """
-    key = handle.key
-    if handle.incarnation is None:
-        return None
-    head, updated = handle.revision + len(events), events[-1].timestamp
+    # In one order, so that two transactions do not each wait for the other.
+    rest = sorted(jobs, key=lambda job: job.handle.key.owner + job.handle.key.session)
+    for _ in range(CONFLICTS_MAX):
+        parts = [_next_event(sql, job) for job in rest]
+        deltas = ((job.handle.key, event.state) for job in rest for event in job.events)
+        packet = [sql["begin"], *itertools.chain(*parts), *_upserts(sql, deltas), sql["commit"]]
+        try:
+            await db.execute(*packet)
+        except asyncmy.errors.Error as error:
+            if _code(error) not in (_BAD_NULL, _DUPLICATE_KEY):
+                raise
+            if len(jobs) == 1:  # the careful way begins with the rollback
+                return []
+            await db.execute(sql["rollback"])
+            begins = itertools.accumulate(map(len, parts), initial=1)
+            del rest[sum(begin <= db.done for begin in begins) - 1]
+            if not rest:
+                return []
+        else:
+            return rest
+    return []
+
+
+def _next_event(sql: _Sql, job: _Append) -> list[str]:
+    """Return the statements that append through a handle which is right."""
+    handle, key = job.handle, job.handle.key
     place = {"owner": key.owner, "session": key.session}
     bump = _bind(
         sql["bump_known_session"],
         **place,
-        head=head,
-        updated=updated,
+        head=handle.revision + len(job.events),
+        updated=job.events[-1].timestamp,
         incarnation=handle.incarnation,
         revision=handle.revision,
-        now=now,
+        now=job.now,
     )
-    first = _bind(
+    first, *others = job.events
+    insert = _bind(
         sql["insert_next_event"],
         **place,
         seq=handle.revision + 1,
-        id_key=id_keys[0],
-        timestamp=events[0].timestamp,
-        body=events[0].body,
+        id_key=job.id_keys[0],
+        timestamp=first.timestamp,
+        body=first.body,
     )
-    numbered = zip(range(handle.revision + 2, head + 1), events[1:], id_keys[1:], strict=True)
-    packet = [sql["begin"], bump, first]
-    packet += _inserts(sql, key, numbered)
-    packet += _upserts(sql, key, [event.state for event in events])
-    try:
-        await db.execute(*packet, sql["commit"])
-    except asyncmy.errors.Error as error:
-        if _code(error) in (_BAD_NULL, _DUPLICATE_KEY):
-            return None
-        raise
-    return Appended(
-        seqs=range(handle.revision + 1, head + 1),
-        missed=(),
-        incarnation=handle.incarnation,
-        revision=head,
-        updated=updated,
-    )
+    if not others:
+        return [bump, insert]
+    numbered = zip(itertools.count(handle.revision + 2), others, job.id_keys[1:], strict=False)
+    return [bump, insert, *_inserts(sql, key, numbered)]
 
 
-async def _append_carefully(
-    db: _Connection,
-    sql: _Sql,
-    handle: Handle,
-    events: Sequence[NewEvent],
-    id_keys: Sequence[bytes],
-    rebase: bool,
-    now: float,
-) -> Appended:
+async def _append_carefully(db: _Connection, sql: _Sql, job: _Append) -> Appended:
     """Append through a handle that may be stale, skipping the events that are there.
 
     Two packets: one locks the session and reads what is to be known, one writes.
     """
-    key = handle.key
+    handle, key, events, id_keys = job.handle, job.handle.key, job.events, job.id_keys
     place = {"owner": key.owner, "session": key.session}
     found, repeated, news = await db.fetch(
         sql["rollback"],
@@ -638,7 +719,11 @@ async def _append_carefully(
         _select(sql, place, Window(after_seq=handle.revision)),
     )
     row = _checked(key, found)
-    if row is None or _is_expired(row, now) or handle.incarnation not in (None, row.incarnation):
+    if (
+        row is None
+        or _is_expired(row, job.now)
+        or handle.incarnation not in (None, row.incarnation)
+    ):
         raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
     stored = {id_key: (seq, body) for id_key, seq, body in repeated}
     known: dict[int, int] = {}
@@ -649,7 +734,7 @@ async def _append_carefully(
                 raise EventClashError(index, (seq, body))
             known[index] = seq
     seen = max([handle.revision, *known.values()])
-    if len(known) < len(events) and not rebase and seen != row.revision:
+    if len(known) < len(events) and not job.rebase and seen != row.revision:
         raise StaleSessionError(
             f"The session {key.id!r} is at revision {row.revision}, not {seen}.",
             expected=seen,
@@ -664,7 +749,7 @@ async def _append_carefully(
         updated = events[new[-1]].timestamp
         packet += _inserts(sql, key, ((seqs[i], events[i], id_keys[i]) for i in new))
         packet.append(_bind(sql["bump_session"], **place, head=head, updated=updated))
-        packet += _upserts(sql, key, [events[index].state for index in new])
+        packet += _upserts(sql, [(key, events[index].state) for index in new])
     await db.execute(*packet, sql["commit"])
     given = set(seqs.values())
     revision = max(handle.revision, *given)
@@ -688,20 +773,18 @@ def _inserts(
         yield _bind(sql["insert_events"], rows=chunk)
 
 
-def _upserts(sql: _Sql, key: SessionKey, deltas: Sequence[StateRows]) -> Iterator[str]:
+def _upserts(sql: _Sql, deltas: Iterable[tuple[SessionKey, StateRows]]) -> Iterator[str]:
     """Write the keys of several deltas, of which the last has its way.
 
     Everybody takes the rows in one order, those that many share last and for the shortest time.
     """
-    if not any(map(any, deltas)):
-        return iter(())
-    rows: list[tuple[Scope, str, bytes]] = []
-    for number, scope in reversed(list(enumerate(key.scopes))):
-        merged: dict[str, bytes] = {}
-        for delta in deltas:
-            merged.update(delta[number])
-        rows += [(scope, name, merged[name]) for name in sorted(merged)]
-    return _upsert(sql, rows)
+    merged: dict[tuple[int, bytes, bytes, str], tuple[Scope, str, bytes]] = {}
+    for key, delta in deltas:
+        for rank, rows in enumerate(delta):
+            for name, value in rows.items():
+                scope = key.scopes[rank]
+                merged[-rank, scope.owner, scope.session, name] = (scope, name, value)
+    return _upsert(sql, [merged[place] for place in sorted(merged)])
 
 
 def _upsert(sql: _Sql, rows: Sequence[tuple[Scope, str, bytes]]) -> Iterator[str]:
@@ -847,6 +930,7 @@ class _Connection:
         self.packet_max = 1 << 20
         self.idle_since = 0.0
         self.is_final = False
+        self.done = 0
 
     async def execute(self, *statements: str) -> list[int]:
         """Run statements that return no rows; return how many rows each affected.
@@ -854,10 +938,14 @@ class _Connection:
         Nothing after a statement that fails is run.
         """
         counts: list[int] = []
+        self.done = 0
         query, next_result = self.driver.query, self.driver.next_result
         for packet, number in self._packets(statements):
             counts.append(await query(packet))
-            counts += [await next_result() for _ in range(number - 1)]
+            # Where one of them failed, `done` says how many did not.
+            for self.done in range(len(counts), len(counts) + number - 1):
+                counts.append(await next_result())
+            self.done = len(counts)
         return counts
 
     async def fetch(self, *statements: str) -> list[Sequence[_Row]]:
@@ -899,6 +987,51 @@ def _encoded(statements: Sequence[str]) -> bytes:
     return ";".join(statements).encode("ascii", "surrogateescape")
 
 
+class _Lanes:
+    """The appends of one event loop that are under way at once, and those that wait.
+
+    A few transactions with several appends each are faster than many with one.
+    """
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.waiting: list[_Append] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def join(self, job: _Append) -> asyncio.Future[Appended]:
+        """Wait for the next transaction."""
+        job.future = asyncio.get_running_loop().create_future()
+        self.waiting.append(job)
+        return job.future
+
+    def take(self) -> list[_Append]:
+        """Return some that wait, of different sessions; of one, the second would be stale."""
+        taken: dict[bytes, _Append] = {}
+        size = 0
+        for job in self.waiting:
+            key = job.handle.key
+            place = key.owner + key.session
+            if place not in taken:
+                size += sum(len(event.body) for event in job.events)
+                if len(taken) == BATCH_MAX or (taken and size > STATEMENT_BYTES):
+                    break
+                taken[place] = job
+        batch = list(taken.values())
+        self.waiting = [job for job in self.waiting if job not in batch]
+        return [job for job in batch if job.future and not job.future.done()]
+
+    def start(self, work: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+        """Run a transaction in a task of its own."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            then()
+
+        task.add_done_callback(done)
+
+
 class _Pool:
     """The connections of one event loop."""
 
@@ -909,6 +1042,7 @@ class _Pool:
         self._idle: list[_Connection] = []
         self._is_open = True
         self.is_warm = False
+        self.lanes = _Lanes(min(LANES_MAX, size_max))
 
     async def warm(self, size: int) -> None:
         """Connect ahead of the first call."""
