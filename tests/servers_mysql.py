@@ -82,10 +82,19 @@ def server() -> Server:
     with contextlib.suppress(asyncmy.errors.Error):
         here.run("SELECT 1")
         return here
+    return private().server
+
+
+@functools.cache
+def private() -> Private:
+    """Return a server of our own that ends with this process, or skip the test by name."""
     if shutil.which("mariadbd") and shutil.which("mariadb-install-db"):
-        return start()
+        found = Private()
+        atexit.register(found.remove)
+        found.start()
+        return found
     missing = (
-        "mysql: no server at THREADLINE_TEST_MYSQL_URL or 127.0.0.1:3306, and no mariadbd to start "
+        "mysql: no server at THREADLINE_TEST_MYSQL_URL or 127.0.0.1:3306, or no mariadbd to start "
         "one (apt install mariadb-server)"
     )
     if "mysql" in os.environ.get("THREADLINE_REQUIRE_ENGINES", ""):
@@ -93,58 +102,67 @@ def server() -> Server:
     pytest.skip(missing)
 
 
-def start() -> Server:
-    """Start a private MariaDB in a temporary folder; it ends with this process."""
-    folder = Path(tempfile.mkdtemp(prefix="threadline-mariadb-", dir="/var/tmp"))
-    owner = pwd.getpwuid(os.getuid()).pw_name
-    if os.getuid() == 0:  # the server refuses root
-        owner = "mysql"
-    (folder / "tmp").mkdir()
-    for path in (folder, folder / "tmp"):
-        path.chmod(0o755)
-        if os.getuid() == 0:
+class Private:
+    """A MariaDB in a temporary folder, which can be killed and started again."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="threadline-mariadb-"))
+        owner = pwd.getpwuid(os.getuid()).pw_name
+        if os.getuid() == 0:  # the server refuses root
+            owner = "mysql"
+        (self._folder / "tmp").mkdir()
+        for path in (self._folder, self._folder / "tmp"):
             shutil.chown(path, owner)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = ["--no-defaults", f"--user={owner}", f"--datadir={folder}/data"]
-    common.append(f"--tmpdir={folder}/tmp")
-    environment = {**os.environ, "TMPDIR": f"{folder}/tmp"}
-    subprocess.run(
-        ["mariadb-install-db", *common, "--auth-root-authentication-method=normal"],
-        check=True,
-        capture_output=True,
-        env=environment,
-    )
-    process = subprocess.Popen(
-        [
-            "mariadbd",
-            *common,
-            f"--port={port}",
-            "--bind-address=127.0.0.1",
-            f"--socket={folder}/s",
-            f"--pid-file={folder}/pid",
-            f"--log-error={folder}/log",
-            "--skip-name-resolve",
-        ],
-        env=environment,
-    )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.server = Server("127.0.0.1", free.getsockname()[1], "root", "")
+        self._options = [
+            "--no-defaults",
+            f"--user={owner}",
+            f"--datadir={self._folder}/data",
+            f"--tmpdir={self._folder}/tmp",
+        ]
+        self._environment = {**os.environ, "TMPDIR": f"{self._folder}/tmp"}
+        subprocess.run(
+            ["mariadb-install-db", *self._options, "--auth-root-authentication-method=normal"],
+            check=True,
+            capture_output=True,
+            env=self._environment,
+        )
 
-    def stop() -> None:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = subprocess.Popen(
+            [
+                "mariadbd",
+                *self._options,
+                f"--port={self.server.port}",
+                "--bind-address=127.0.0.1",
+                f"--socket={self._folder}/socket",
+                f"--pid-file={self._folder}/pid",
+                f"--log-error={self._folder}/log",
+                "--skip-name-resolve",
+            ],
+            env=self._environment,
+        )
+        for _ in range(1200):
+            with contextlib.suppress(asyncmy.errors.Error):
+                self.server.run("SELECT 1")
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError((self._folder / "log").read_text())
 
-    atexit.register(stop)
-    found = Server("127.0.0.1", port, "root", "")
-    for _ in range(600):
-        with contextlib.suppress(asyncmy.errors.Error):
-            found.run("SELECT 1")
-            return found
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise AssertionError((folder / "log").read_text())
+    def kill(self) -> None:
+        """Kill it as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def remove(self) -> None:
+        """End it and leave nothing behind."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncmy
 import msgspec
 import pytest
-from tests.servers_mysql import database, server
+from tests.servers_mysql import database, private, server
 
 from threadline import (
     DatabaseSessionService,
@@ -373,6 +373,37 @@ def test_every_connection_is_killed_under_load_and_no_caller_notices(fresh):
     killed = on_service(server().url(fresh), use)
     print(f"\n{killed} connections killed")
     assert killed > 0
+
+
+def test_a_server_that_is_killed_and_comes_back_has_every_event_once():
+    """`kill -9` of the server under load: callers wait for it, and notice nothing."""
+    own = private()
+    own.server.run("CREATE DATABASE IF NOT EXISTS agents")
+
+    async def use(service):
+        sessions = [await service.create_session(**IDS) for _ in range(8)]
+        is_back = asyncio.Event()
+
+        async def write(session):
+            number = 0
+            while not is_back.is_set() or number < 20:
+                await service.append_event(session, say(str(number), state={"n": number}))
+                number += 1
+            return number
+
+        writers = [asyncio.create_task(write(session)) for session in sessions]
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(own.kill)
+        await asyncio.to_thread(own.start)
+        is_back.set()
+        counts = await asyncio.gather(*writers)
+        for session, count in zip(sessions, counts, strict=True):
+            found = await service.get_session(**IDS, session_id=session.id)
+            texts = [event.content.parts[0].text for event in found.events]
+            assert texts == [str(number) for number in range(count)]
+            assert found.state["n"] == count - 1
+
+    on_service(own.server.url("agents"), use)
 
 
 class Proxy:
