@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncmy
 import msgspec
 import pytest
+from asyncmy.cursors import DictCursor
 from tests.servers_mysql import database, private, server
 
 from threadline import (
@@ -222,13 +223,26 @@ def test_every_statement_on_the_way_of_a_turn_uses_an_index(fresh):
     looks = {text for text in statements if text.startswith(("SELECT", "UPDATE", "DELETE"))}
     assert len(looks) > 20
     for text in looks:
-        for _, kind, table, access, _, key, *rest in server().run(
-            f"EXPLAIN {text}", database=fresh
-        ):
-            if table is not None and not table.startswith("<"):
-                assert key is not None, (text, kind, table)
-                assert access in ("const", "eq_ref", "ref", "range"), (text, access)
-                assert "filesort" not in str(rest), (text, rest)
+        for step in explained(text, fresh):
+            if step["table"] is not None and not step["table"].startswith("<"):
+                assert step["key"] is not None, (text, step)
+                assert step["type"] in ("const", "eq_ref", "ref", "range"), (text, step)
+                assert "filesort" not in str(step["Extra"]), (text, step)
+
+
+def explained(text, database):
+    """Return the steps of a statement's plan."""
+
+    async def run():
+        db = await server().connect(database)
+        try:
+            async with db.cursor(DictCursor) as cursor:
+                await cursor.execute(f"EXPLAIN FORMAT=TRADITIONAL {text}")
+                return await cursor.fetchall()
+        finally:
+            await db.ensure_closed()
+
+    return asyncio.run(run())
 
 
 def test_an_append_is_one_packet_and_one_transaction(fresh):
