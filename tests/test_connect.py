@@ -1,5 +1,6 @@
 """Which URLs work, and what the others are told."""
 
+import ssl
 import sys
 
 import pytest
@@ -41,12 +42,55 @@ def test_memory_is_an_engine_too():
         ("mongodb://localhost/x", "unknown"),
         ("postgresql+pg8000://user:secret@localhost/db", "postgresql://"),
         ("postgresql://user:secret@localhost/db?pool_max=many", "pool_max"),
-        ("mysql+aiomysql://user:secret@localhost/db", "MySQL is not supported"),
+        ("mysql+pymysql://user:secret@localhost/db", "mysql://"),
     ],
 )
 def test_a_url_that_cannot_work_says_which_would(url, advice):
     with pytest.raises(UnsupportedUrlError, match=advice):
         connect(url)
+
+
+def test_a_mysql_url_gives_the_engine_its_options():
+    engine = connect("mysql://u%40x:p%2Fw@h:3307/db?table_prefix=mine_&pool_max=3&pool_min=0")
+    assert (engine.name, engine.table_prefix, engine._pool_max) == ("db at h:3307", "mine_", 3)
+    made = engine._connect.keywords
+    assert (made["user"], made["password"], made["ssl"]) == ("u@x", b"p/w", None)
+
+
+@pytest.mark.parametrize(
+    ("query", "checks"),
+    [
+        ("ssl_mode=required", (False, ssl.CERT_NONE)),
+        ("ssl-mode=VERIFY_CA", (False, ssl.CERT_REQUIRED)),
+        ("ssl_mode=verify_identity", (True, ssl.CERT_REQUIRED)),
+    ],
+)
+def test_tls_of_a_mysql_url_says_what_is_checked(query, checks):
+    tls = connect(f"mysql://h/db?{query}")._connect.keywords["ssl"]
+    assert (tls.check_hostname, tls.verify_mode) == checks
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("mysql://u:secret@h", "names no database"),
+        ("mysql://u:secret@h:x/db", "percent-encoded"),
+        ("mysql://u:sec/ret@h/db", "percent-encoded"),
+        ("mysql://u:secret@h/db?pool=3", "unknown; there are .*pool_max"),
+        ("mysql://u:secret@h/db?pool_max=many", "must be a number"),
+        ("mysql://u:secret@h/db?pool_max=0", "pool_min <= pool_max"),
+        ("mysql://u:secret@h/db?charset=latin1", "utf8mb4"),
+        ("mysql://u:secret@h/db?ssl_mode=maybe", "verify_identity"),
+        ("mysql://u:secret@h/db?ssl_ca=/no/such/file", "PEM"),
+        ("mysql://u:secret@h/db?table_prefix=a;b", "table_prefix"),
+        ("mariadb+pymysql://u:secret@h/db", "pip install 'threadline"),
+    ],
+)
+def test_a_mysql_url_that_cannot_work_says_why_and_shows_no_password(url, advice):
+    with pytest.raises(UnsupportedUrlError, match=advice) as refused:
+        connect(url)
+    assert "secret" not in str(refused.value)
+    assert "ret@" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["user:secret@host/db", "://user:secret@host", "x y://u:secret@h"])
@@ -73,11 +117,15 @@ def test_postgres_urls_mean_the_same_whatever_the_driver(scheme):
     )
 
 
-def test_a_missing_driver_is_named_with_its_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "threadline.engines.postgres", raising=False)
-    monkeypatch.setitem(sys.modules, "asyncpg", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'threadline\[postgres\]'"):
-        connect("postgresql://localhost/db")
+@pytest.mark.parametrize(
+    ("url", "driver", "extra"),
+    [("postgresql://h/db", "asyncpg", "postgres"), ("mysql://h/db", "asyncmy", "mysql")],
+)
+def test_a_missing_driver_is_named_with_its_extra(monkeypatch, url, driver, extra):
+    monkeypatch.delitem(sys.modules, f"threadline.engines.{extra}", raising=False)
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'threadline\[{extra}\]'"):
+        connect(url)
 
 
 @pytest.mark.parametrize(

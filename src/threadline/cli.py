@@ -469,6 +469,8 @@ def ddl(db: Db, as_json: Json = False) -> None:
         engine = connect(db)
         dialect = getattr(engine, "dialect", "memory")
         sql = migrations.ddl(dialect, getattr(engine, "schema", None))
+        if hasattr(engine, "ddl"):  # the names of its tables are its own
+            sql = engine.ddl(sql)
     if as_json:
         _print_json({"dialect": dialect, "ddl": sql})
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from threadline.engines.memory import MemoryEngine
 from threadline.errors import InvalidInputError, MissingExtraError, UnsupportedUrlError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from threadline.engines.base import Engine
@@ -26,10 +27,24 @@ _POSTGRES = {
     "postgresql+psycopg2",
     "postgresql+psycopg_async",
 }
-_COMING = {
-    "mysql": "MySQL",
-    "mariadb": "MariaDB",
+_MYSQL = {
+    f"{database}{driver}"
+    for database in ("mysql", "mariadb")
+    for driver in ("", "+asyncmy", "+aiomysql")
 }
+_MYSQL_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "unix_socket": str,
+    "connect_timeout": float,
+    "pool_min": int,
+    "pool_max": int,
+    "table_prefix": str,
+    "charset": str,
+    "ssl_mode": str,
+    "ssl_ca": str,
+    "ssl_cert": str,
+    "ssl_key": str,
+}
+SSL_MODES = ("disabled", "required", "verify_ca", "verify_identity")
 
 
 def connect(
@@ -38,17 +53,19 @@ def connect(
     durability: str = "full",
     busy_timeout_s: float = 30.0,
     schema: str | None = None,
+    table_prefix: str | None = None,
     pool_min: int | None = None,
     pool_max: int | None = None,
     connect_with: Callable[..., Awaitable[Any]] | None = None,
 ) -> Engine:
     """Return the engine of a URL, not yet opened.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:` and
-    `postgresql://user:password@host/database` work, and so do the spellings with a driver that
-    SQLAlchemy users have; `memory://` keeps nothing. What follows `busy_timeout_s` is for
-    databases with a server, and may stand in the URL too (`?schema=agents&pool_max=20`);
-    `connect_with(url, **options)` makes a connection in the driver's stead.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`,
+    `postgresql://user:password@host/database` and `mysql://user:password@host/database` work,
+    and so do the spellings with a driver that SQLAlchemy users have; `memory://` keeps nothing.
+    What follows `busy_timeout_s` is for databases with a server, and may stand in the URL too
+    (`?pool_max=20`): `schema` for PostgreSQL, `table_prefix` for MySQL. `connect_with` makes a
+    connection in the driver's stead: of (url, **options) for PostgreSQL, of nothing for MySQL.
     """
     found = _URL.fullmatch(url) if isinstance(url, str) else None
     if found is None:
@@ -58,6 +75,7 @@ def connect(
     scheme, rest = found["scheme"].lower(), found["rest"]
     options: dict[str, Any] = {
         "schema": schema,
+        "table_prefix": table_prefix,
         "pool_min": pool_min,
         "pool_max": pool_max,
         "connect_with": connect_with,
@@ -75,15 +93,16 @@ def connect(
         if given:
             raise InvalidInputError(f"SQLite has no {', '.join(given)}.")
         return _sqlite(rest, durability, busy_timeout_s)
-    name = _COMING.get(scheme.partition("+")[0])
-    if name:
+    if scheme in _MYSQL:
+        return _mysql(url, rest, busy_timeout_s, given)
+    if scheme.partition("+")[0] in _MYSQL:
         raise UnsupportedUrlError(
-            f"{name} is not supported by this version of threadline. "
-            "Use sqlite:///./sessions.db until it is."
+            f"threadline does not use the driver {scheme.partition('+')[2]!r}; write mysql:// "
+            "(pip install 'threadline[mysql]')."
         )
     raise UnsupportedUrlError(
         f"The scheme {scheme!r} is unknown; write sqlite:///./sessions.db for a local file "
-        "postgresql://user:password@host/database for PostgreSQL, or memory:// for none."
+        "postgresql:// or mysql://user:password@host/database, or memory:// for none."
     )
 
 
@@ -127,6 +146,8 @@ def _postgres(rest: str, durability: str, busy_timeout_s: float, given: dict[str
         else:
             # SQLAlchemy's asyncpg spelling of what libpq, and asyncpg itself, call sslmode.
             kept.append(("sslmode" if name == "ssl" else name, value))
+    if "table_prefix" in given:
+        raise InvalidInputError("PostgreSQL has no table_prefix here; use schema.")
     options |= given
     _check_pool(options)
     if not any(name == "application_name" for name, _ in kept):
@@ -154,6 +175,95 @@ def _check_pool(options: dict[str, Any]) -> None:
         )
     if not options.get("schema", "public") or "\0" in options.get("schema", ""):
         raise InvalidInputError("schema must be a name.")
+
+
+def _mysql(url: str, rest: str, busy_timeout_s: float, given: dict[str, Any]) -> Engine:
+    try:
+        from threadline.engines.mysql import MysqlEngine
+    except ModuleNotFoundError as error:
+        if error.name != "asyncmy":
+            raise
+        raise MissingExtraError(
+            "MySQL and MariaDB need a driver: pip install 'threadline[mysql]'"
+        ) from error
+    try:
+        parts = urlsplit(f"mysql://{rest}")
+        port = parts.port or 3306
+    except ValueError:  # it would quote the password, where that holds an unquoted slash
+        raise UnsupportedUrlError(
+            f"{_shown(url)} has no valid host and port; characters such as / # ? @ in a password "
+            "are written percent-encoded (urllib.parse.quote)."
+        ) from None
+    database = unquote(parts.path[1:])
+    if not database or "/" in database or parts.fragment:
+        raise UnsupportedUrlError(
+            f"{_shown(url)} names no database; write mysql://user:password@host/database, with "
+            "characters such as / # ? @ in a password percent-encoded."
+        )
+    options = _options(parts.query, _MYSQL_OPTIONS) | given
+    if options.pop("charset", "utf8mb4") != "utf8mb4":
+        raise UnsupportedUrlError("threadline speaks utf8mb4; leave charset= out of the URL.")
+    if "connect_timeout" in options:
+        options["connect_timeout_s"] = options.pop("connect_timeout")
+    if "schema" in given:
+        raise InvalidInputError("MySQL has no schema inside a database; use table_prefix.")
+    tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
+    return MysqlEngine(
+        host=parts.hostname or "127.0.0.1",
+        port=port,
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password or ""),
+        database=database,
+        tls=_tls(**tls),
+        busy_timeout_s=busy_timeout_s,
+        **options,
+    )
+
+
+def _options(query: str, known: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        key = name.replace("-", "_")
+        if key not in known:
+            raise UnsupportedUrlError(
+                f"The URL option {name!r} is unknown; there are {', '.join(sorted(known))}."
+            )
+        try:
+            options[key] = known[key](text)
+        except ValueError:
+            raise UnsupportedUrlError(
+                f"The URL option {name!r} must be a number, got {text!r}."
+            ) from None
+    return options
+
+
+def _tls(
+    ssl_mode: str | None = None,
+    ssl_ca: str | None = None,
+    ssl_cert: str | None = None,
+    ssl_key: str | None = None,
+) -> ssl.SSLContext | None:
+    """Return what to check of a server's certificate; None speaks in the clear."""
+    import ssl
+
+    mode = (ssl_mode or ("verify_identity" if ssl_ca or ssl_cert else "disabled")).lower()
+    if mode not in SSL_MODES:
+        raise UnsupportedUrlError(
+            f"ssl_mode must be one of {', '.join(SSL_MODES)}, got {ssl_mode!r}."
+        )
+    if mode == "disabled":
+        return None
+    try:
+        context = ssl.create_default_context(cafile=ssl_ca)
+        context.check_hostname = mode == "verify_identity"
+        context.verify_mode = ssl.CERT_NONE if mode == "required" else ssl.CERT_REQUIRED
+        if ssl_cert:
+            context.load_cert_chain(ssl_cert, ssl_key)
+    except OSError as error:
+        raise UnsupportedUrlError(
+            f"ssl_ca, ssl_cert and ssl_key must be readable PEM files: {error}."
+        ) from error
+    return context
 
 
 def _shown(url: object) -> str:

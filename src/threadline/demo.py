@@ -23,6 +23,7 @@ from rich.text import Text
 from threadline import clock
 from threadline.connect import connect
 from threadline.content import Content, FunctionCall, Part
+from threadline.engines.base import Migratable
 from threadline.errors import InvalidInputError
 from threadline.models import Event
 from threadline.runner import Runner
@@ -250,7 +251,8 @@ def _run(console: Console, db_url: str) -> DemoReport:
     started = time.perf_counter()
     session_id = f"demo-{clock.new_id()}"
     story = _Story(console)
-    if getattr(connect(db_url), "path", ":memory:") == ":memory:":
+    engine = connect(db_url)
+    if not isinstance(engine, Migratable) or getattr(engine, "path", "") == ":memory:":
         raise InvalidInputError(
             f"{db_url} is gone with its process; the demo needs a database that a second process "
             "can open, like sqlite:///./demo.db"

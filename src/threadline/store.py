@@ -335,8 +335,12 @@ class EngineSessionService(BaseSessionService):
         engine = self._engine
         if not self._is_ready:
             await engine.open()
-            if isinstance(engine, Migratable):
-                await migrations.prepare(engine, auto_migrate=self._auto_migrate)
+            try:
+                if isinstance(engine, Migratable):
+                    await migrations.prepare(engine, auto_migrate=self._auto_migrate)
+            except BaseException:
+                await engine.close()  # nobody else does, after an `async with` that failed
+                raise
             self._is_ready = True
         return engine
 
@@ -346,11 +350,7 @@ class EngineSessionService(BaseSessionService):
         await self._engine.close()
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._ready()
-        except BaseException:
-            await self.close()  # there will be no `__aexit__`
-            raise
+        await self._ready()
         return self
 
 
@@ -366,8 +366,8 @@ class DatabaseSessionService(EngineSessionService):
 
     `durability` is "full" or "normal"; `busy_timeout_s` bounds the wait for a locked database;
     with `auto_migrate=False` the tables must be there (`threadline db upgrade`). A database with
-    a server also has a `schema` for the tables, a pool of `pool_min` to `pool_max` connections,
-    and `connect_with(url, **options)` where its driver's own way to connect will not do.
+    a server also has a `schema` (PostgreSQL) or `table_prefix` (MySQL) for the tables, a pool of
+    `pool_min` to `pool_max` connections, and `connect_with` for credentials that change.
     """
 
     def __init__(
@@ -380,6 +380,7 @@ class DatabaseSessionService(EngineSessionService):
         auto_migrate: bool = True,
         state_schema: type | None = None,
         schema: str | None = None,
+        table_prefix: str | None = None,
         pool_min: int | None = None,
         pool_max: int | None = None,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
@@ -389,6 +390,7 @@ class DatabaseSessionService(EngineSessionService):
             durability=durability,
             busy_timeout_s=busy_timeout_s,
             schema=schema,
+            table_prefix=table_prefix,
             pool_min=pool_min,
             pool_max=pool_max,
             connect_with=connect_with,
