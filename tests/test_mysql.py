@@ -15,8 +15,8 @@ import asyncmy
 import msgspec
 import pytest
 from asyncmy.cursors import DictCursor
-from tests.servers_mysql import database, private, server
 
+from servers_mysql import database, private, server
 from threadline import (
     DatabaseSessionService,
     EngineClosedError,

@@ -5,7 +5,7 @@ the compare did, and a COMMIT which the server does not reach after a failure. A
 and a repeated event take a second way, in a transaction that locks the session's row. Every
 transaction is tried again, within a time, after a deadlock or a lost connection.
 
-The driver is asyncmy: aiomysql 0.3.2 gives bytes to a PyMySQL of today as text, and fails.
+The driver is asyncmy: aiomysql 0.3.2 beside PyMySQL 1.2.4 raises TypeError on bytes parameters.
 """
 
 from __future__ import annotations
