@@ -307,7 +307,7 @@ def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 def test_no_password_is_shown() -> None:
     for address in (
-        "postgresql://ann:hunter2@db.example/app",
+        "postgresql+pg8000://ann:hunter2@db.example/app",
         "mysql+pymysql://ann:hunter2@db.example/app",
         "nonsense://ann:hunter2@db.example/app",
     ):
