@@ -422,7 +422,8 @@ class _Story:
         )
         self._say("", "default", counts)
         self._say("", "default", f"state: {', '.join(sorted(report.state))}")
-        self._say("", "default", f"{report.bytes_on_disk:,} bytes, {report.seconds:.2f} s")
+        size = f"{report.bytes_on_disk:,} bytes, " if report.bytes_on_disk else ""
+        self._say("", "default", f"{size}{report.seconds:.2f} s")
 
 
 def _ending(code: int) -> str:
