@@ -14,7 +14,6 @@ import functools
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,7 +24,8 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import asyncmy
-import pytest
+
+from servers import free_port, missing
 
 
 class Server(NamedTuple):
@@ -88,18 +88,16 @@ def server() -> Server:
 @functools.cache
 def private() -> Private:
     """Return a server of our own that ends with this process, or skip the test by name."""
-    if shutil.which("mariadbd") and shutil.which("mariadb-install-db"):
-        found = Private()
-        atexit.register(found.remove)
-        found.start()
-        return found
-    missing = (
-        "mysql: no server at THREADLINE_TEST_MYSQL_URL or 127.0.0.1:3306, or no mariadbd to start "
-        "one (apt install mariadb-server)"
-    )
-    if "mysql" in os.environ.get("THREADLINE_REQUIRE_ENGINES", ""):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    if not (shutil.which("mariadbd") and shutil.which("mariadb-install-db")):
+        missing(
+            "mysql",
+            "there is no server at THREADLINE_TEST_MYSQL_URL or 127.0.0.1:3306, and no mariadbd "
+            "to start one (apt install mariadb-server)",
+        )
+    found = Private()
+    atexit.register(found.remove)
+    found.start()
+    return found
 
 
 class Private:
@@ -113,9 +111,7 @@ class Private:
         (self._folder / "tmp").mkdir()
         for path in (self._folder, self._folder / "tmp"):
             shutil.chown(path, owner)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.server = Server("127.0.0.1", free.getsockname()[1], "root", "")
+        self.server = Server("127.0.0.1", free_port(), "root", "")
         self._options = [
             "--no-defaults",
             f"--user={owner}",

@@ -13,7 +13,7 @@ import msgspec
 
 from threadline import state
 from threadline.canonical import decode, encode, encode_again, encode_checked
-from threadline.engines.base import NewEvent, StateRows, check_id
+from threadline.engines.base import NO_STATE, NewEvent, StateRows, check_id
 from threadline.errors import DamagedDataError, InvalidInputError
 from threadline.models import Event, Session
 
@@ -97,6 +97,3 @@ def row_to_session(row: SessionRow, rows: StateRows, events: Sequence[Event]) ->
         revision=row.revision,
         incarnation=row.incarnation,
     )
-
-
-NO_STATE = StateRows({}, {}, {})

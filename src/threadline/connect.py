@@ -101,7 +101,7 @@ def connect(
             "(pip install 'threadline[mysql]')."
         )
     raise UnsupportedUrlError(
-        f"The scheme {scheme!r} is unknown; write sqlite:///./sessions.db for a local file "
+        f"The scheme {scheme!r} is unknown; write sqlite:///./sessions.db for a local file, "
         "postgresql:// or mysql://user:password@host/database, or memory:// for none."
     )
 

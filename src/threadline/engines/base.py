@@ -59,6 +59,9 @@ class StateRows(NamedTuple):
     session: Mapping[str, bytes]
 
 
+NO_STATE = StateRows({}, {}, {})
+
+
 class SessionRow(msgspec.Struct, frozen=True):
     """A stored session without its events and state; times are seconds since the epoch.
 
@@ -290,6 +293,11 @@ def check_row(key: SessionKey, row: SessionRow) -> None:
             f"The keys of session {key.id!r} lead to the row of session {row.id!r} of app "
             f"{row.app!r}: the row was changed by hand, or two ids have one digest."
         )
+
+
+def is_expired(row: SessionRow, now: float) -> bool:
+    """Whether the session's time is over: then it does not exist, to whoever asks."""
+    return row.expires is not None and row.expires <= now
 
 
 def user_scope(app: str, user: str) -> Scope:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from threadline.engines.base import (
+    NO_STATE,
     Appended,
     EventClashError,
     Position,
@@ -20,6 +21,7 @@ from threadline.engines.base import (
     SessionRow,
     Snapshot,
     StateRows,
+    is_expired,
 )
 from threadline.errors import AlreadyExistsError, SessionNotFoundError, StaleSessionError
 
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
         SessionQuery,
         Window,
     )
-
-_NO_STATE = StateRows({}, {}, {})
 
 
 class _Thread:
@@ -96,7 +96,7 @@ class MemoryEngine:
             thread = self._find(key, now)
             if thread is None:
                 return None
-            rows = self._merged(key) if state else _NO_STATE
+            rows = self._merged(key) if state else NO_STATE
             return Snapshot(thread.row, rows, _select(thread, window))
 
     async def append(
@@ -143,7 +143,7 @@ class MemoryEngine:
         """Change keys of one scope by a function of their values; None deletes a key."""
         with self._lock:
             thread = self._threads.get(scope)
-            if scope.session and (thread is None or _is_expired(thread.row, now)):
+            if scope.session and (thread is None or is_expired(thread.row, now)):
                 raise SessionNotFoundError("The session to be patched does not exist.")
             stored = self._state.get(scope, {})
             changes = change({key: stored[key] for key in keys if key in stored})
@@ -175,7 +175,7 @@ class MemoryEngine:
             return (
                 thread.key.app_key == query.app_key
                 and query.owner in (None, thread.key.owner)
-                and not _is_expired(thread.row, now)
+                and not is_expired(thread.row, now)
             )
 
         with self._lock:
@@ -183,7 +183,7 @@ class MemoryEngine:
             if query.descending:
                 page.reverse()
             return [
-                (thread.row, self._merged(thread.key) if query.state else _NO_STATE)
+                (thread.row, self._merged(thread.key) if query.state else NO_STATE)
                 for thread in page[: query.limit]
             ]
 
@@ -196,7 +196,7 @@ class MemoryEngine:
 
     def _find(self, key: SessionKey, now: float) -> _Thread | None:
         thread = self._threads.get(key.scopes[2])
-        return None if thread is None or _is_expired(thread.row, now) else thread
+        return None if thread is None or is_expired(thread.row, now) else thread
 
     def _drop(self, key: SessionKey) -> bool:
         self._state.pop(key.scopes[2], None)
@@ -221,10 +221,6 @@ class MemoryEngine:
 
     def _copy(self, scope: Scope) -> dict[str, bytes]:
         return dict(self._state.get(scope, {}))
-
-
-def _is_expired(row: SessionRow, now: float) -> bool:
-    return row.expires is not None and row.expires <= now
 
 
 def _select(thread: _Thread, window: Window) -> list[EventRow]:

@@ -28,6 +28,7 @@ from asyncmy import converters
 
 from threadline.engines import statements
 from threadline.engines.base import (
+    NO_STATE,
     Appended,
     EventClashError,
     SessionRow,
@@ -36,6 +37,7 @@ from threadline.engines.base import (
     Window,
     check_row,
     digest,
+    is_expired,
 )
 from threadline.errors import (
     AlreadyExistsError,
@@ -92,7 +94,6 @@ _SEQ_END = 2**32
 _TIME_MAX = 1.7976931348623157e308  # no literal means infinity
 _ID_MAX = b"\xff"  # behind all UTF-8
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
-_NO_STATE = StateRows({}, {}, {})
 
 # What the server says, by what is to be done about it.
 _BAD_NULL, _DUPLICATE_KEY, _NO_SUCH_TABLE, _PACKET_TOO_LARGE = 1048, 1062, 1146, 1153
@@ -348,7 +349,7 @@ class MysqlEngine:
                 merge = _bind(sql["select_merged_state"], **place, app_key=key.app_key)
                 (merged,) = await db.fetch(merge, sql["commit"])
                 return Snapshot(row, _scoped(merged), [])
-            if before is not None and not _is_expired(before, now):
+            if before is not None and not is_expired(before, now):
                 raise AlreadyExistsError(f"The session {key.id!r} already exists.")
             (merged,) = await db.fetch(*_drops(sql, place), *insert)
             return Snapshot(row, _scoped(merged), [])
@@ -369,9 +370,9 @@ class MysqlEngine:
         async def work(db: _Connection) -> Snapshot | None:
             found, *states, events = await db.fetch(*packet)
             row = _checked(key, found)
-            if row is None or _is_expired(row, now):
+            if row is None or is_expired(row, now):
                 return None
-            rows = _scoped(states[0]) if state else _NO_STATE
+            rows = _scoped(states[0]) if state else NO_STATE
             return Snapshot(row, rows, list(events[::-1] if window.newest else events))
 
         return await self._transact(work)
@@ -444,7 +445,7 @@ class MysqlEngine:
             if scope.session:  # its row is locked by all who write the session's keys
                 lock = _bind(sql["lock_session"], **where)
                 (found,) = await db.fetch(sql["begin"], lock)
-                if not found or _is_expired(_row(found[0]), now):
+                if not found or is_expired(_row(found[0]), now):
                     raise SessionNotFoundError("The session to be patched does not exist.")
             else:
                 locks = [_bind(sql["lock_state_key"], **where, name=name) for name in names]
@@ -513,7 +514,7 @@ class MysqlEngine:
         async def work(db: _Connection) -> list[tuple[SessionRow, StateRows]]:
             found, *states = await db.fetch(*packet, sql["commit"])
             if not query.state:
-                return [(_row(row), _NO_STATE) for *row, _, _ in found]
+                return [(_row(row), NO_STATE) for *row, _, _ in found]
             of_sessions, of_users, of_app = states
             app = {name.decode(): value for name, value in of_app}
             others: dict[tuple[bytes, bytes], dict[str, bytes]] = {}
@@ -720,11 +721,7 @@ async def _append_carefully(db: _Connection, sql: _Sql, job: _Append) -> Appende
         _select(sql, place, Window(after_seq=handle.revision)),
     )
     row = _checked(key, found)
-    if (
-        row is None
-        or _is_expired(row, job.now)
-        or handle.incarnation not in (None, row.incarnation)
-    ):
+    if row is None or is_expired(row, job.now) or handle.incarnation not in (None, row.incarnation):
         raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
     stored = {id_key: (seq, body) for id_key, seq, body in repeated}
     known: dict[int, int] = {}
@@ -842,10 +839,6 @@ def _scoped(rows: Iterable[_Row]) -> StateRows:
     for scope, name, value in rows:
         state[scope][name.decode()] = value  # type: ignore[index]
     return state
-
-
-def _is_expired(row: SessionRow, now: float) -> bool:
-    return row.expires is not None and row.expires <= now
 
 
 # -- text -------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from threadline.engines.base import (
     StateRows,
     check_row,
     digest,
+    is_expired,
     quoted,
 )
 from threadline.errors import (
@@ -73,7 +74,6 @@ LANES_MAX = 2
 IDLE_MAX_S = 300.0
 CONNECT_TIMEOUT_S = 10.0
 INT64_MAX = 2**63 - 1
-_NO_STATE = StateRows({}, {}, {})
 
 
 class PostgresEngine:
@@ -253,7 +253,7 @@ class PostgresEngine:
                     before = await self._find(db, key)
                     if before is not None and before.incarnation == row.incarnation:
                         break  # an earlier attempt, whose answer was lost, made it
-                    if before is not None and not _is_expired(before, now):
+                    if before is not None and not is_expired(before, now):
                         raise AlreadyExistsError(f"The session {key.id!r} already exists.")
                     await db.execute(self._sql["delete_session"], key.owner, key.session)
                     stored = await insert(db)
@@ -346,11 +346,7 @@ class PostgresEngine:
         """Append through a handle that may be stale, skipping the events that are there."""
         key = handle.key
         row = await self._find(db, key)
-        if (
-            row is None
-            or _is_expired(row, now)
-            or handle.incarnation not in (None, row.incarnation)
-        ):
+        if row is None or is_expired(row, now) or handle.incarnation not in (None, row.incarnation):
             raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
         found = await db.fetch(self._sql["select_events_by_id"], key.owner, key.session, id_keys)
         stored = {id_key: (seq, body) for id_key, seq, body in found}
@@ -556,12 +552,8 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _is_expired(row: SessionRow, now: float) -> bool:
-    return row.expires is not None and row.expires <= now
-
-
 def _check_patched(record: Sequence[Any] | None, now: float) -> None:
-    if record is None or _is_expired(_row(record), now):
+    if record is None or is_expired(_row(record), now):
         raise SessionNotFoundError("The session to be patched does not exist.")
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from threadline.engines import statements
 from threadline.engines.base import (
+    NO_STATE,
     Appended,
     EventClashError,
     Scope,
@@ -27,6 +28,7 @@ from threadline.engines.base import (
     Window,
     check_row,
     digest,
+    is_expired,
 )
 from threadline.engines.sqlite_threads import (
     Readers,
@@ -73,7 +75,6 @@ _SELECT_SESSIONS = {
 MEMORY = ":memory:"
 SEQ_BITS = 32
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
-_NO_STATE = StateRows({}, {}, {})
 
 
 class SqliteEngine:
@@ -155,7 +156,7 @@ class SqliteEngine:
                 "Give threadline a file of its own; an importer from google-adk's databases "
                 "(`threadline import adk`) is on its way. The file was not changed."
             )
-        db.execute("PRAGMA busy_timeout = 0")  # the waiting is done by _retry_busy
+        db.execute("PRAGMA busy_timeout = 0")  # the waiting is done by retry_busy
         # Before anything is changed, so that a file we cannot write is named as that.
         begin(db, self.path, self._busy_timeout_s)
         db.execute("ROLLBACK")
@@ -206,7 +207,7 @@ class SqliteEngine:
 
         def work(db: sqlite3.Connection) -> Snapshot:
             before = _find(db, key)
-            if before is not None and not _is_expired(before, now):
+            if before is not None and not is_expired(before, now):
                 raise AlreadyExistsError(f"The session {key.id!r} already exists.")
             if before is not None:
                 _drop(db, key, before)
@@ -223,9 +224,9 @@ class SqliteEngine:
 
         def work(db: sqlite3.Connection) -> Snapshot | None:
             row = _find(db, key)
-            if row is None or _is_expired(row, now):
+            if row is None or is_expired(row, now):
                 return None
-            rows = _merged(db, key) if state else _NO_STATE
+            rows = _merged(db, key) if state else NO_STATE
             return Snapshot(row, rows, _select(db, row.incarnation, window))
 
         return await self._read(work)
@@ -257,7 +258,7 @@ class SqliteEngine:
         def work(db: sqlite3.Connection) -> Mapping[str, bytes | None]:
             if scope.session:
                 found = db.execute(SQL["select_session"], where).fetchone()
-                if found is None or _is_expired(SessionRow(*found), now):
+                if found is None or is_expired(SessionRow(*found), now):
                     raise SessionNotFoundError("The session to be patched does not exist.")
             stored = {}
             for key in keys:
@@ -300,7 +301,7 @@ class SqliteEngine:
             app = _state(db, Scope(query.app_key)) if query.state else {}
             users: dict[bytes, dict[str, bytes]] = {}
             for *row, owner, session in db.execute(statement, values).fetchall():
-                state = _NO_STATE
+                state = NO_STATE
                 if query.state:
                     if owner not in users:
                         users[owner] = _state(db, Scope(owner))
@@ -411,7 +412,7 @@ def _append_carefully(
     """Append through a handle that may be stale, skipping the events that are there."""
     key = handle.key
     row = _find(db, key)
-    if row is None or _is_expired(row, now) or handle.incarnation not in (None, row.incarnation):
+    if row is None or is_expired(row, now) or handle.incarnation not in (None, row.incarnation):
         raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
     no = row.incarnation
     known: dict[int, int] = {}
@@ -460,10 +461,6 @@ def _find(db: sqlite3.Connection, key: SessionKey) -> SessionRow | None:
     row = SessionRow(*found)
     check_row(key, row)
     return row
-
-
-def _is_expired(row: SessionRow, now: float) -> bool:
-    return row.expires is not None and row.expires <= now
 
 
 def _select(db: sqlite3.Connection, no: int, window: Window) -> list[EventRow]:

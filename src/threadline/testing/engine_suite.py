@@ -12,6 +12,7 @@ import itertools
 import pytest
 
 from threadline.engines.base import (
+    NO_STATE,
     Engine,
     EventClashError,
     Handle,
@@ -29,7 +30,6 @@ from threadline.errors import AlreadyExistsError, SessionNotFoundError, StaleSes
 from threadline.testing.loops import asynchronous
 
 KEY = session_key("app", "user", "s")
-NO_STATE = StateRows({}, {}, {})
 _ids = itertools.count()
 
 
