@@ -111,8 +111,8 @@ def test_an_unknown_durability_is_refused():
 def test_postgres_urls_mean_the_same_whatever_the_driver(scheme):
     engine = connect(f"{scheme}://u:p@host:1/db?schema=s&ssl=require&pool_max=3")
     assert engine.schema == "s"
-    assert engine._settings.pool_max == 3
-    assert engine._settings._dsn == (
+    assert engine._pool_max == 3
+    assert engine._driver._dsn == (
         "postgresql://u:p@host:1/db?sslmode=require&application_name=threadline"
     )
 
@@ -122,7 +122,8 @@ def test_postgres_urls_mean_the_same_whatever_the_driver(scheme):
     [("postgresql://h/db", "asyncpg", "postgres"), ("mysql://h/db", "asyncmy", "mysql")],
 )
 def test_a_missing_driver_is_named_with_its_extra(monkeypatch, url, driver, extra):
-    monkeypatch.delitem(sys.modules, f"threadline.engines.{extra}", raising=False)
+    for name in [name for name in sys.modules if name.startswith(f"threadline.engines.{extra}")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, driver, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'threadline\[{extra}\]'"):
         connect(url)

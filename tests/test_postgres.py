@@ -116,7 +116,8 @@ async def stored(service, sessions):
 
 
 def test_no_sql_is_written_in_python():
-    source = Path(postgres.__file__).read_text()
+    modules = Path(postgres.__file__).parent.glob("postgres*.py")
+    source = "".join(module.read_text() for module in modules)
     assert not re.search(r"\b(SELECT .* FROM|INSERT INTO|UPDATE \w+ SET|DELETE FROM)\b", source)
     named = set(re.findall(r'(?:SQL|self\._sql)\["(\w+)"\]', source))
     assert sorted(named) == sorted(postgres.SQL)
@@ -165,8 +166,8 @@ def test_an_append_is_one_round_trip(database, schema):
         await service.append_event(session, say())  # prepares the statements
         await service.append_event(session, event)
         sent = []
-        ((db, _),) = service._engine._desk().pool._idle
-        db.add_query_logger(lambda record: sent.append(record.query))
+        ((link, _),) = service._engine._desks.here().pool._idle
+        link.db.add_query_logger(lambda record: sent.append(record.query))
         await service.append_event(session, say())
         await service.append_event(session, say(state={"k": 1, "user:k": 2, "app:k": 3}))
         await service.append_events(session, [say() for _ in range(10)])
@@ -468,13 +469,13 @@ def test_a_server_that_stays_away_is_one_clear_error(database, schema):
     async def use(service):
         session = await service.create_session(**IDS)
         engine = service._engine
-        ((db, _),) = engine._desk().pool._idle
+        ((link, _),) = engine._desks.here().pool._idle
 
         async def refuse(*_, **__):
             raise ConnectionRefusedError("nobody there")
 
-        db.terminate()
-        engine._settings._connect = refuse
+        link.db.terminate()
+        engine._driver._connect = refuse
         with pytest.raises(StorageUnavailableError, match="nobody there") as caught:
             await service.append_event(session, say())
         assert "\n" not in str(caught.value)
@@ -496,7 +497,7 @@ def test_a_cancelled_append_leaves_the_pool_as_it_was(database, schema):
         await other.close()
         await service.refresh(session)
         await service.append_event(session, say())
-        return service._engine._desk().pool._size
+        return service._engine._desks.here().pool._size
 
     assert using(database, schema, use, pool_max=2) <= 2
 
@@ -511,7 +512,7 @@ def test_one_engine_serves_several_loops_at_once(database, schema):
                 for _ in range(5):
                     await service.append_event(mine, say(), on_stale="rebase")
                 loops.append(asyncio.get_running_loop())
-                await service._engine._desks[loops[-1]].close()
+                await service._engine._desks.here().close()
 
             asyncio.run(work())
 
@@ -644,6 +645,8 @@ def test_connections_can_be_made_by_a_hook(database, schema):
 
 def test_durability_normal_does_not_wait_for_the_disk(database, schema):
     async def setting(service):
-        return await service._engine._desk().run(lambda db: db.fetchval("SHOW synchronous_commit"))
+        return await service._engine._desks.here().run(
+            lambda db: db.fetchval("SHOW synchronous_commit")
+        )
 
     assert using(database, schema, setting, durability="normal") == "off"

@@ -222,7 +222,9 @@ ON CONFLICT (owner, session, key) DO UPDATE SET value = kept.value
 RETURNING key, value
 
 -- name: write_state
--- Returns the transaction's number, by which one can ask later whether it was committed.
+-- Returns the transaction's number, by which one can ask later whether it was committed, and the
+-- start of the server, which tells whether it is the same one: a standby that was promoted gives
+-- the numbers that it has not seen to others.
 WITH gone AS (
     DELETE FROM {schema}.threadline_state
      WHERE owner = $1 AND session = $2 AND key = ANY ($3::bytea[])
@@ -231,11 +233,15 @@ WITH gone AS (
     SELECT $1, $2, d.key, d.value FROM unnest($4::bytea[], $5::bytea[]) AS d (key, value)
     ON CONFLICT (owner, session, key) DO UPDATE SET value = excluded.value
 )
-SELECT txid_current()
+SELECT txid_current(), pg_postmaster_start_time()
 
 -- name: select_outcome
 -- 'committed', 'aborted' or 'in progress'; NULL for one that is long past.
-SELECT txid_status($1)
+SELECT txid_status($1), pg_postmaster_start_time()
+
+-- name: wait_for_standby
+-- A transaction that changes nothing, but whose commit waits for the synchronous standby.
+SELECT pg_logical_emit_message(true, 'threadline', '')
 
 -- name: delete_session
 -- The caller holds the session's row, so no event comes after this has looked. The state of
