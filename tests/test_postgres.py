@@ -585,15 +585,13 @@ default_pool_size = 4
 class TestBehindPgBouncer(ServiceSuite):
     @pytest.fixture
     def service(self, pooler, schema):
-        return DatabaseSessionService(f"{pooler}?statement_cache_size=0", schema=schema)
+        return DatabaseSessionService(pooler, schema=schema)
 
 
-def test_many_connections_share_few_behind_a_pooler(pooler, schema):
+@pytest.mark.parametrize("option", ["", "?statement_cache_size=0"])
+def test_many_connections_share_few_behind_a_pooler(pooler, schema, option):
     async def use(service):
-        services = [
-            DatabaseSessionService(f"{pooler}?statement_cache_size=0", schema=schema)
-            for _ in range(5)
-        ]
+        services = [DatabaseSessionService(pooler + option, schema=schema) for _ in range(5)]
         sessions = [await service.create_session(**IDS) for _ in range(40)]
         await asyncio.gather(
             *(
@@ -605,7 +603,7 @@ def test_many_connections_share_few_behind_a_pooler(pooler, schema):
             await one.close()
         return await stored(service, sessions)
 
-    assert using(f"{pooler}?statement_cache_size=0", schema, use) == [3] * 40
+    assert using(pooler + option, schema, use) == [3] * 40
 
 
 # -- what cannot work says why ----------------------------------------------------------

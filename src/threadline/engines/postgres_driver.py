@@ -33,12 +33,13 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Link:
-    """A connection, and what the server warned of in it."""
+    """A connection, whether it keeps statements prepared, and what the server warned of in it."""
 
-    __slots__ = ("db", "owner", "warning")
+    __slots__ = ("db", "has_statements", "warning")
 
-    def __init__(self, db: asyncpg.Connection) -> None:
+    def __init__(self, db: asyncpg.Connection, *, has_statements: bool) -> None:
         self.db = db
+        self.has_statements = has_statements
         self.warning: str | None = None
         db.add_log_listener(self._heed)
 
@@ -47,10 +48,6 @@ class Link:
         # the transaction committed all the same. The function's name is not translated.
         if message.server_source_function == "SyncRepWaitForLSN":
             self.warning = " ".join(str(message.message).split())
-
-    def forget(self) -> None:
-        """Listen no more, before the connection goes to somebody else."""
-        self.db.remove_log_listener(self._heed)
 
 
 class PostgresDriver:
@@ -77,19 +74,21 @@ class PostgresDriver:
 
     async def connect(self) -> Link:
         """Make a connection."""
+        size = self._statement_cache_size
         db = await self._connect(
             self._dsn,
             connection_class=Connection,
             timeout=min(CONNECT_TIMEOUT_S, self.busy_timeout_s),
-            statement_cache_size=self._statement_cache_size,
+            statement_cache_size=size,
             max_cached_statement_lifetime=0,
             server_settings=self._settings,
         )
-        return Link(db)
+        return Link(db, has_statements=size > 0)
 
     def is_lost(self, link: Link) -> bool:
-        """Tell whether the server has hung up."""
-        return bool(link.db.is_closed())
+        """Tell whether the server has hung up, or forgets what was prepared."""
+        is_forgetful = link.has_statements and not self._statement_cache_size
+        return is_forgetful or bool(link.db.is_closed())
 
     def drop(self, link: Link) -> None:
         """Close a connection at once."""
@@ -105,8 +104,8 @@ class PostgresDriver:
             return link is None  # to wait longer than the bound for a statement is not
         if isinstance(error, asyncpg.PostgresError):
             code = str(error.sqlstate)
-            if code in _POOLED and self._statement_cache_size:
-                # A pooler gave the statement's transaction to a server that has not heard of it.
+            if code in _POOLED and link is not None and link.has_statements:
+                # A pooler sent us to a server connection that has not heard of the statement.
                 self._statement_cache_size = 0
                 return True
             return code.startswith("08") or code in _PASSING
