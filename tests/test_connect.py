@@ -53,7 +53,7 @@ def test_a_url_that_cannot_work_says_which_would(url, advice):
 def test_a_mysql_url_gives_the_engine_its_options():
     engine = connect("mysql://u%40x:p%2Fw@h:3307/db?table_prefix=mine_&pool_max=3&pool_min=0")
     assert (engine.where, engine.table_prefix, engine._pool_max) == ("db at h:3307", "mine_", 3)
-    made = engine._connect.keywords
+    made = engine._driver._connect.keywords
     assert (made["user"], made["password"], made["ssl"]) == ("u@x", b"p/w", None)
 
 
@@ -66,7 +66,7 @@ def test_a_mysql_url_gives_the_engine_its_options():
     ],
 )
 def test_tls_of_a_mysql_url_says_what_is_checked(query, checks):
-    tls = connect(f"mysql://h/db?{query}")._connect.keywords["ssl"]
+    tls = connect(f"mysql://h/db?{query}")._driver._connect.keywords["ssl"]
     assert (tls.check_hostname, tls.verify_mode) == checks
 
 

@@ -30,7 +30,7 @@ from threadline import (
     migrations,
 )
 from threadline.connect import connect
-from threadline.engines import mysql
+from threadline.engines import mysql, mysql_driver, mysql_text
 from threadline.engines.base import (
     Handle,
     NewEvent,
@@ -159,11 +159,12 @@ async def created(engine, id="s", user="user"):
 
 
 def test_no_sql_is_written_in_python():
-    source = Path(mysql.__file__).read_text()
+    modules = Path(mysql.__file__).parent.glob("mysql*.py")
+    source = "".join(module.read_text() for module in modules)
     assert not re.search(r"\b(SELECT .* FROM|INSERT INTO|UPDATE \w+ SET|DELETE FROM)\b", source)
-    used = {name for name in mysql._load(mysql.PREFIX, "") if f'sql["{name}"]' in source}
+    used = {name for name in mysql_text.load(mysql_text.PREFIX, "") if f'sql["{name}"]' in source}
     built = {"select_sessions_of_app", "select_sessions_of_user"}
-    assert used | built == set(mysql._load(mysql.PREFIX, ""))
+    assert used | built == set(mysql_text.load(mysql_text.PREFIX, ""))
 
 
 # -- cost -------------------------------------------------------------------------------
@@ -173,14 +174,14 @@ def test_no_sql_is_written_in_python():
 def recorded():
     """Yield the list of the statements that engines run."""
     statements = []
-    packets = mysql._Connection._packets
+    packets = mysql_driver.Connection._packets
 
     def record(self, texts):
         statements.extend(texts)
         return packets(self, texts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mysql._Connection, "_packets", record)
+        patch.setattr(mysql_driver.Connection, "_packets", record)
         yield statements
 
 
@@ -250,8 +251,7 @@ def test_an_append_is_one_packet_and_one_transaction(fresh):
 
     async def use(engine):
         handle = await created(engine)
-        pool = engine._pools[asyncio.get_running_loop()]
-        (db,) = pool._idle
+        ((db, _),) = engine._desks.here().pool._idle
 
         async def status():
             names = "'Com_commit', 'Com_insert', 'Com_update', 'Com_begin'"
@@ -507,7 +507,7 @@ def test_a_server_that_does_not_answer_is_given_up(fresh):
         finally:
             blocker.close()
 
-    on_engine(engine_of(fresh, answer_timeout_s=0.2), use)
+    on_engine(engine_of(fresh, busy_timeout_s=0.2), use)
 
 
 def test_deadlocks_are_tried_again(fresh):
@@ -553,7 +553,7 @@ def test_a_key_that_a_patch_only_looks_at_is_not_made(url):
 def test_a_body_that_the_server_would_not_take_is_refused_early(fresh):
     async def use(engine):
         handle = await created(engine)
-        (db,) = engine._pools[asyncio.get_running_loop()]._idle
+        ((db, _),) = engine._desks.here().pool._idle
         assert db.packet_max >= 1 << 20
         large = b"x" * db.packet_max
         with pytest.raises(InvalidInputError, match="max_allowed_packet"):
@@ -704,7 +704,7 @@ def schema(database):
 def test_the_printed_ddl_makes_the_same_tables(fresh):
     on_service(server().url(fresh), lambda service: service.create_session(**IDS))
     with database() as by_hand:
-        server().run(*mysql._statements(migrations.ddl("mysql")), database=by_hand)
+        server().run(*mysql_text.split(migrations.ddl("mysql")), database=by_hand)
         assert {
             name: text.replace(by_hand, fresh) for name, text in schema(by_hand).items()
         } == schema(fresh)
@@ -713,7 +713,7 @@ def test_the_printed_ddl_makes_the_same_tables(fresh):
 def test_a_migration_interrupted_at_any_statement_ends_the_same(fresh):
     on_service(server().url(fresh), lambda service: service.create_session(**IDS))
     (step,) = migrations.load("mysql")
-    statements = list(mysql._statements(step.sql))
+    statements = list(mysql_text.split(step.sql))
     assert len(statements) > 5
     for count in range(1, len(statements)):
         with database() as cut:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -283,6 +283,23 @@ def _session_key(app: str, user: str, id: str) -> SessionKey:
         owner=own.owner,
         session=own.session,
         scopes=(app_, user_, own),
+    )
+
+
+def session_row(columns: Sequence[Any]) -> SessionRow:
+    """Return a session of its columns, in SessionRow's order, where text is bytes."""
+    app, user, id, incarnation, revision, created, updated, expires, name, labels = columns
+    return SessionRow(
+        app=app.decode(),
+        user=user.decode(),
+        id=id.decode(),
+        incarnation=incarnation,
+        revision=revision,
+        created=created,
+        updated=updated,
+        expires=expires,
+        display_name=None if name is None else name.decode(),
+        labels=None if labels is None else labels.decode(),
     )
 
 

@@ -22,12 +22,13 @@ from threadline.engines.base import (
     Snapshot,
     StateRows,
     check_row,
-    digest,
     is_expired,
     quoted,
+    session_row,
 )
+from threadline.engines.lanes import Append
 from threadline.engines.pool import EachLoop, Pool
-from threadline.engines.postgres_desk import Append, Desk, columns, delta_rows
+from threadline.engines.postgres_desk import Desk, columns, delta_rows
 from threadline.engines.postgres_driver import PostgresDriver
 from threadline.errors import (
     AlreadyExistsError,
@@ -247,7 +248,7 @@ class PostgresEngine:
             if part == 4:
                 events.append((record[1], record[3]))
             elif part == 0:
-                row = _row(record[4:])
+                row = session_row(record[4:])
             else:
                 scopes[part - 1][record[2].decode()] = record[3]
         if row is None:  # there is no part without the session's
@@ -261,38 +262,28 @@ class PostgresEngine:
     ) -> Appended:
         """Store events at the end of the log, with their state; skip those that are there."""
         desk = self._desks.here()
-        id_keys = [digest(event.id) for event in events]
+        job = Append(handle, events, rebase, now)
         if handle.incarnation is not None and handle.revision < INT64_MAX:
-            job = Append(handle, events, id_keys, now)
-            if await desk.append_next(job):
-                head = handle.revision + len(events)
-                return Appended(
-                    seqs=range(handle.revision + 1, head + 1),
-                    missed=(),
-                    incarnation=handle.incarnation,
-                    revision=head,
-                    updated=events[-1].timestamp,
-                )
+            outcome = await desk.lanes.append(job)
+            if outcome is not None:
+                return outcome
 
         async def work(db: asyncpg.Connection) -> Appended:
             async with db.transaction(isolation="read_committed"):
-                return await self._append_carefully(db, handle, events, id_keys, rebase, now)
+                return await self._append_carefully(db, job)
 
         return await desk.run(work)
 
-    async def _append_carefully(
-        self,
-        db: asyncpg.Connection,
-        handle: Handle,
-        events: Sequence[NewEvent],
-        id_keys: Sequence[bytes],
-        rebase: bool,
-        now: float,
-    ) -> Appended:
+    async def _append_carefully(self, db: asyncpg.Connection, job: Append) -> Appended:
         """Append through a handle that may be stale, skipping the events that are there."""
+        handle, events, id_keys = job.handle, job.events, job.id_keys
         key = handle.key
         row = await self._find(db, key)
-        if row is None or is_expired(row, now) or handle.incarnation not in (None, row.incarnation):
+        if (
+            row is None
+            or is_expired(row, job.now)
+            or handle.incarnation not in (None, row.incarnation)
+        ):
             raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
         found = await db.fetch(self._sql["select_events_by_id"], key.owner, key.session, id_keys)
         stored = {id_key: (seq, body) for id_key, seq, body in found}
@@ -304,7 +295,7 @@ class PostgresEngine:
                     raise EventClashError(index, (seq, body))
                 known[index] = seq
         seen = max([handle.revision, *known.values()])
-        if len(known) < len(events) and not rebase and seen != row.revision:
+        if len(known) < len(events) and not job.rebase and seen != row.revision:
             raise StaleSessionError(
                 f"The session {key.id!r} is at revision {row.revision}, not {seen}.",
                 expected=seen,
@@ -414,7 +405,7 @@ class PostgresEngine:
         scopes: dict[tuple[int, bytes, bytes | None], dict[str, bytes]] = {}
         for part, name, value, owner, session, *row in found:
             if part == 0:
-                page.append((owner, session, _row(row)))
+                page.append((owner, session, session_row(row)))
             else:
                 where = (part, b"", b"") if part == 1 else (part, owner, session)
                 scopes.setdefault(where, {})[name.decode()] = value
@@ -451,7 +442,7 @@ class PostgresEngine:
         found = await db.fetchrow(self._sql["lock_session"], key.owner, key.session)
         if found is None:
             return None
-        row = _row(found)
+        row = session_row(found)
         check_row(key, row)
         return row
 
@@ -467,26 +458,10 @@ class PostgresEngine:
 # -- rows and columns -------------------------------------------------------------------
 
 
-def _row(record: Sequence[Any]) -> SessionRow:
-    app, user, id, incarnation, revision, created, updated, expires, display_name, labels = record
-    return SessionRow(
-        app=app.decode(),
-        user=user.decode(),
-        id=id.decode(),
-        incarnation=incarnation,
-        revision=revision,
-        created=created,
-        updated=updated,
-        expires=expires,
-        display_name=None if display_name is None else display_name.decode(),
-        labels=None if labels is None else labels.decode(),
-    )
-
-
 def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
 def _check_patched(record: Sequence[Any] | None, now: float) -> None:
-    if record is None or is_expired(_row(record), now):
+    if record is None or is_expired(session_row(record), now):
         raise SessionNotFoundError("The session to be patched does not exist.")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from threadline.engines.base import EventClashError
+from threadline.engines.lanes import Lanes
 from threadline.errors import ThreadlineError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 
-    from threadline.engines.base import Handle, NewEvent, SessionKey, StateRows
+    from threadline.engines.base import Appended, SessionKey, StateRows
+    from threadline.engines.lanes import Append
     from threadline.engines.pool import Pool
     from threadline.engines.postgres_driver import Link, PostgresDriver
 
@@ -26,46 +27,21 @@ BATCH_MAX = 128
 BATCH_BYTES_MAX = 4 << 20
 
 
-class Append:
-    """One append through a handle that is probably up to date."""
-
-    __slots__ = ("delta", "events", "future", "handle", "id_keys", "now")
-
-    def __init__(
-        self, handle: Handle, events: Sequence[NewEvent], id_keys: Sequence[bytes], now: float
-    ) -> None:
-        self.handle = handle
-        self.events = events
-        self.id_keys = id_keys
-        self.now = now
-        self.delta = delta_rows(handle.key, [event.state for event in events])
-        self.future: asyncio.Future[bool] | None = None
-
-    def claims(self) -> set[tuple[bytes, ...]]:
-        """Return what no other append of the same statement may change."""
-        key = self.handle.key
-        shared = {where[:3] for where in self.delta if not where[1]}
-        return {(key.owner, key.session), *shared}
-
-    def size(self) -> int:
-        return sum(len(event.body) for event in self.events)
-
-
 class Desk:
-    """What the engine has on one event loop: a pool, and the appends that wait for it.
-
-    An append that comes while fewer than LANES_MAX are under way is sent at once; those that
-    come meanwhile go together when one of them is done.
-    """
+    """What the engine has on one event loop: a pool, and the appends that wait for it."""
 
     def __init__(self, driver: PostgresDriver, pool: Pool[Link], sql: Mapping[str, str]) -> None:
         self.pool = pool
         self._driver = driver
         self._sql = sql
-        self._lanes = 0
-        self._under_way = 0
-        self._waiting: deque[Append] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.lanes = Lanes(
+            append_one=self._append_one,
+            append_together=self._append_together,
+            claims=_claims,
+            lanes_max=LANES_MAX,
+            batch_max=BATCH_MAX,
+            batch_bytes_max=BATCH_BYTES_MAX,
+        )
 
     async def run(
         self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, is_bounded: bool = True
@@ -119,91 +95,24 @@ class Desk:
             link.warning = warning  # for whoever says why there was not enough time
             raise
 
-    async def append_next(self, job: Append) -> bool:
-        """Append to the revision that the handle knows; tell whether it could be done."""
-        if self._lanes < LANES_MAX and not self._waiting:
-            self._lanes += 1
+    async def _append_together(self, batch: list[Append]) -> set[int]:
+        values = _batch_values(batch)
+
+        async def work(db: asyncpg.Connection) -> set[int]:
             try:
-                return await self._append_one(job)
-            finally:
-                self._lanes -= 1
-                self._go_on()
-        job.future = asyncio.get_running_loop().create_future()
-        self._waiting.append(job)
-        return await job.future
+                return {number for (number,) in await db.fetch(self._sql["append_batch"], *values)}
+            except asyncpg.UniqueViolationError:  # one of them spoils it: each finds out alone
+                return set()
 
-    def _go_on(self) -> None:
-        if self._waiting and self._lanes < LANES_MAX:
-            self._lanes += 1
-            task = asyncio.create_task(self._drain())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        return await self.run(work)
 
-    async def _drain(self) -> None:
-        try:
-            while batch := self._take_batch():
-                self._under_way += len(batch)
-                try:
-                    await self._append_all(batch)
-                finally:
-                    self._under_way -= len(batch)
-        finally:
-            self._lanes -= 1
-
-    def _take_batch(self) -> list[Append]:
-        """Take those that wait, but of those that would change the same rows the first."""
-        batch: list[Append] = []
-        later: list[Append] = []
-        claimed: set[tuple[bytes, ...]] = set()
-        size = 0
-        # A lane leaves the others their share: while one waits for the server, the next one's
-        # callers are at work. In one convoy client and server would wait for each other.
-        most = min(-(-(len(self._waiting) + self._under_way) // LANES_MAX), BATCH_MAX)
-        while self._waiting and len(batch) < most and size < BATCH_BYTES_MAX:
-            job = self._waiting.popleft()
-            if job.future is None or job.future.done():  # the caller was cancelled
-                continue
-            claims = job.claims()
-            if claimed.isdisjoint(claims):
-                batch.append(job)
-                size += job.size()
-            else:
-                later.append(job)
-            claimed |= claims
-        self._waiting.extendleft(reversed(later))
-        return batch
-
-    async def _append_all(self, batch: list[Append]) -> None:
-        done: set[int] = set()
-        try:
-            if len(batch) == 1:
-                done = {0} if await self._append_one(batch[0]) else set()
-            else:
-                values = _batch_values(batch)
-
-                async def work(db: asyncpg.Connection) -> set[int]:
-                    return {n for (n,) in await db.fetch(self._sql["append_batch"], *values)}
-
-                done = await self.run(work)
-        except ThreadlineError as error:
-            if isinstance(error.__cause__, asyncpg.UniqueViolationError) and len(batch) > 1:
-                for job in batch:  # one of them spoilt it: each finds out alone
-                    await self._append_all([job])
-                return
-            for job in batch:
-                if job.future is not None and not job.future.done():
-                    job.future.set_exception(error)
-            return
-        for n, job in enumerate(batch):
-            if job.future is not None and not job.future.done():
-                job.future.set_result(n in done)
-
-    async def _append_one(self, job: Append) -> bool:
+    async def _append_one(self, job: Append) -> Appended | None:
         handle, events = job.handle, job.events
         place = (handle.key.owner, handle.key.session, handle.incarnation, handle.revision)
         last = events[-1]
+        delta = _delta(job)
         values: list[Any]
-        if len(events) == 1 and not job.delta:
+        if len(events) == 1 and not delta:
             statement = self._sql["append_next"]
             values = [*place, last.timestamp, job.now, job.id_keys[0], last.body]
         else:
@@ -213,22 +122,29 @@ class Desk:
                 [event.timestamp for event in events],
                 job.id_keys,
                 [event.body for event in events],
-                *columns(job.delta, 4),
+                *columns(delta, 4),
             ]
 
-        async def work(db: asyncpg.Connection) -> bool:
+        async def work(db: asyncpg.Connection) -> Appended | None:
             try:
-                return await db.fetchval(statement, *values) is not None
+                is_done = await db.fetchval(statement, *values) is not None
             except asyncpg.UniqueViolationError:  # an event that is there already
-                return False
+                return None
+            return job.appended() if is_done else None
 
         return await self.run(work)
 
     async def close(self) -> None:
         """Finish the appends that wait, then close the pool."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.lanes.close()
         await self.pool.close()
+
+
+def _claims(job: Append) -> set[Hashable]:
+    """Return the rows that one statement cannot change twice: the session's, and shared state."""
+    key = job.handle.key
+    shared = {where[:3] for where in _delta(job) if not where[1]}
+    return {(key.owner, key.session), *shared}
 
 
 def delta_rows(
@@ -248,6 +164,10 @@ def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
 
+def _delta(job: Append) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    return delta_rows(job.handle.key, [event.state for event in job.events])
+
+
 def _batch_values(batch: Sequence[Append]) -> list[Any]:
     """Return the arguments of append_batch: the time, and its sessions, events and state."""
     heads, events, state = [], [], []
@@ -258,7 +178,7 @@ def _batch_values(batch: Sequence[Append]) -> list[Any]:
         heads.append((n, *where, known, known + len(job.events), last))
         for seq, (event, id_key) in enumerate(zip(job.events, job.id_keys, strict=True), known + 1):
             events.append((n, seq, event.timestamp, id_key, event.body))
-        state += [(n, *row) for row in job.delta]
+        state += [(n, *row) for row in _delta(job)]
     return [
         *columns(heads, 7),
         max(job.now for job in batch),
