@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from threadline.engines.memory import MemoryEngine
 from threadline.errors import InvalidInputError, MissingExtraError, UnsupportedUrlError
@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from threadline.engines.base import Engine
 
 DURABILITIES = ("full", "normal")
+REPLICA_WAIT_MAX_S = 2.0
+"""How long a replica may keep a read waiting before the primary is asked."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SQLITE = {"sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"}
@@ -32,6 +37,7 @@ _MYSQL = {
     for database in ("mysql", "mariadb")
     for driver in ("", "+asyncmy", "+aiomysql")
 }
+_ADOPTED = [("postgresql", "asyncpg"), ("mysql", "asyncmy"), ("mariadb", "asyncmy")]
 _MYSQL_OPTIONS: dict[str, Callable[[str], Any]] = {
     "unix_socket": str,
     "connect_timeout": float,
@@ -48,7 +54,7 @@ SSL_MODES = ("disabled", "required", "verify_ca", "verify_identity")
 
 
 def connect(
-    url: str,
+    url: str | asyncpg.Pool | AsyncEngine,
     *,
     durability: str = "full",
     busy_timeout_s: float = 30.0,
@@ -57,6 +63,7 @@ def connect(
     pool_min: int | None = None,
     pool_max: int | None = None,
     connect_with: Callable[..., Awaitable[Any]] | None = None,
+    replica_url: str | None = None,
 ) -> Engine:
     """Return the engine of a URL, not yet opened.
 
@@ -66,14 +73,13 @@ def connect(
     What follows `busy_timeout_s` is for databases with a server, and may stand in the URL too
     (`?pool_max=20`): `schema` for PostgreSQL, `table_prefix` for MySQL. `connect_with` makes a
     connection in the driver's stead: of (url, **options) for PostgreSQL, of nothing for MySQL.
+    Reads go to the server of `replica_url` if it has what was written here.
+
+    Of an `asyncpg.Pool` the connections are borrowed for each call. Of an SQLAlchemy `AsyncEngine`
+    new connections are taken, so its URL, `connect_args`, `async_creator` and `do_connect` and
+    `connect` events hold; its pool, isolation level, echo and other events do not.
     """
-    found = _URL.fullmatch(url) if isinstance(url, str) else None
-    if found is None:
-        raise UnsupportedUrlError(
-            f"{_shown(url)} is not a database URL; for a local file write sqlite:///./sessions.db"
-        )
-    scheme, rest = found["scheme"].lower(), found["rest"]
-    options: dict[str, Any] = {
+    options = {
         "schema": schema,
         "table_prefix": table_prefix,
         "pool_min": pool_min,
@@ -81,17 +87,38 @@ def connect(
         "connect_with": connect_with,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if scheme == "memory":
-        return MemoryEngine()
     if durability not in DURABILITIES:
         raise InvalidInputError(
             f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}."
         )
+    if isinstance(url, str):
+        engine = _engine(url, durability, busy_timeout_s, given)
+    elif _is_a(url, "asyncpg", "Pool"):
+        engine = _borrowing(url, durability, busy_timeout_s, given)
+    elif _is_a(url, "sqlalchemy", "AsyncEngine"):
+        engine = _detaching(url, durability, busy_timeout_s, given)
+    else:
+        engine = _engine(url, durability, busy_timeout_s, given)
+    if replica_url is None:
+        return engine
+    replica = _engine(replica_url, "full", min(busy_timeout_s, REPLICA_WAIT_MAX_S), given)
+    return _replicated(engine, replica)
+
+
+def _engine(url: str, durability: str, busy_timeout_s: float, given: dict[str, Any]) -> Engine:
+    found = _URL.fullmatch(url) if isinstance(url, str) else None
+    if found is None:
+        raise UnsupportedUrlError(
+            f"{_shown(url)} is not a database URL; for a local file write sqlite:///./sessions.db"
+        )
+    scheme, rest = found["scheme"].lower(), found["rest"]
+    if given and (scheme == "memory" or scheme in _SQLITE):
+        raise InvalidInputError(f"{scheme}:// has no {', '.join(given)}.")
+    if scheme == "memory":
+        return MemoryEngine()
     if scheme in _POSTGRES:
         return _postgres(rest, durability, busy_timeout_s, given)
     if scheme in _SQLITE:
-        if given:
-            raise InvalidInputError(f"SQLite has no {', '.join(given)}.")
         return _sqlite(rest, durability, busy_timeout_s)
     if scheme in _MYSQL:
         return _mysql(url, rest, busy_timeout_s, given)
@@ -104,6 +131,79 @@ def connect(
         f"The scheme {scheme!r} is unknown; write sqlite:///./sessions.db for a local file, "
         "postgresql:// or mysql://user:password@host/database, or memory:// for none."
     )
+
+
+def _is_a(value: object, package: str, name: str) -> bool:
+    """Tell what a value is without importing its package."""
+    return any(
+        kind.__name__ == name and kind.__module__.partition(".")[0] == package
+        for kind in type(value).__mro__
+    )
+
+
+def _borrowing(
+    pool: asyncpg.Pool, durability: str, busy_timeout_s: float, given: dict[str, Any]
+) -> Engine:
+    from threadline.engines.postgres import PostgresEngine
+
+    if durability != "full":
+        raise InvalidInputError(
+            "An asyncpg.Pool decides about durability itself: make it with "
+            "server_settings={'synchronous_commit': 'off'}."
+        )
+    own = given.keys() - {"schema"}
+    if own:
+        raise InvalidInputError(
+            f"An asyncpg.Pool comes as it is, so there is no {', '.join(sorted(own))}."
+        )
+    _check_pool(given)
+    return PostgresEngine(pool=pool, busy_timeout_s=busy_timeout_s, **given)
+
+
+def _detaching(
+    engine: AsyncEngine, durability: str, busy_timeout_s: float, given: dict[str, Any]
+) -> Engine:
+    database, driver = engine.dialect.name, engine.dialect.driver
+    if database == "sqlite":
+        path = engine.url.database
+        return _engine(f"sqlite:///{quote(path or '')}", durability, busy_timeout_s, given)
+    if (database, driver) not in _ADOPTED:
+        spellings = " and ".join(f"{database}+{driver}://" for database, driver in _ADOPTED)
+        raise UnsupportedUrlError(
+            f"Connections of {database}+{driver} cannot be used; of AsyncEngines there are "
+            f"{spellings}."
+        )
+    if "connect_with" in given:
+        raise InvalidInputError("An AsyncEngine makes its connections, so no connect_with.")
+    if durability != "full":
+        raise InvalidInputError(
+            "An AsyncEngine decides about durability itself: make it with connect_args="
+            "{'server_settings': {'synchronous_commit': 'off'}}."
+        )
+
+    async def connect_with(*_: object, **__: object) -> Any:
+        connection = await engine.raw_connection()
+        adopted = connection.driver_connection
+        connection.detach()
+        return adopted
+
+    # The rest of the URL was said to the AsyncEngine.
+    url = engine.url.set(drivername="mysql" if database == "mariadb" else database, query={})
+    shown = url.render_as_string(hide_password=False)
+    return _engine(shown, durability, busy_timeout_s, {**given, "connect_with": connect_with})
+
+
+def _replicated(engine: Engine, replica: Engine) -> Engine:
+    from threadline.engines.replica import ReplicaEngine
+
+    kinds = [type(engine), type(replica)]
+    if kinds[0] is not kinds[1] or not hasattr(engine, "dialect"):
+        raise InvalidInputError(
+            "replica_url must name a server that follows the one of the database's URL."
+        )
+    if getattr(engine, "dialect", "") == "sqlite":
+        raise InvalidInputError("A SQLite file has no replica.")
+    return ReplicaEngine(engine, replica)
 
 
 def _sqlite(rest: str, durability: str, busy_timeout_s: float) -> Engine:

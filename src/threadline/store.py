@@ -56,6 +56,9 @@ from threadline.service import BaseSessionService, OnStale, Order
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from threadline.engines.base import Appended, StateRows
 
 
@@ -362,17 +365,18 @@ class InMemorySessionService(EngineSessionService):
 
 
 class DatabaseSessionService(EngineSessionService):
-    """Sessions in the database that a URL names; see `threadline.connect`.
+    """Sessions in the database that a URL names, or an asyncpg.Pool or AsyncEngine leads to.
 
     `durability` is "full" or "normal"; `busy_timeout_s` bounds the wait for a locked database;
     with `auto_migrate=False` the tables must be there (`threadline db upgrade`). A database with
     a server also has a `schema` (PostgreSQL) or `table_prefix` (MySQL) for the tables, a pool of
-    `pool_min` to `pool_max` connections, and `connect_with` for credentials that change.
+    `pool_min` to `pool_max` connections, `connect_with` for credentials that change, and
+    `replica_url` for reads. `threadline.connect.connect` tells more.
     """
 
     def __init__(
         self,
-        db_url: str,
+        db_url: str | asyncpg.Pool | AsyncEngine,
         *,
         on_stale: OnStale = "raise",
         durability: Literal["full", "normal"] = "full",
@@ -384,6 +388,7 @@ class DatabaseSessionService(EngineSessionService):
         pool_min: int | None = None,
         pool_max: int | None = None,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
+        replica_url: str | None = None,
     ) -> None:
         engine = connect(
             db_url,
@@ -394,6 +399,7 @@ class DatabaseSessionService(EngineSessionService):
             pool_min=pool_min,
             pool_max=pool_max,
             connect_with=connect_with,
+            replica_url=replica_url,
         )
         super().__init__(
             engine, on_stale=on_stale, auto_migrate=auto_migrate, state_schema=state_schema

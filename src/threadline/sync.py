@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     # The rest of the catalogue, for type checkers; at run time it comes by `__getattr__`.
     from threadline import MISSING as MISSING
     from threadline import AlreadyExistsError as AlreadyExistsError
@@ -304,7 +307,7 @@ class DatabaseSessionService(EngineSessionService):
 
     def __init__(
         self,
-        db_url: str,
+        db_url: str | asyncpg.Pool | AsyncEngine,
         *,
         on_stale: OnStale = "raise",
         durability: Literal["full", "normal"] = "full",
@@ -316,6 +319,7 @@ class DatabaseSessionService(EngineSessionService):
         pool_min: int | None = None,
         pool_max: int | None = None,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
+        replica_url: str | None = None,
     ) -> None:
         self.asynchronous = store.DatabaseSessionService(
             db_url,
@@ -329,6 +333,7 @@ class DatabaseSessionService(EngineSessionService):
             pool_min=pool_min,
             pool_max=pool_max,
             connect_with=connect_with,
+            replica_url=replica_url,
         )
 
 

@@ -28,6 +28,7 @@ from threadline.engines.base import (
 )
 from threadline.engines.lanes import Append
 from threadline.engines.pool import EachLoop, Pool
+from threadline.engines.postgres_borrowed import BorrowedPool
 from threadline.engines.postgres_desk import Desk, columns, delta_rows
 from threadline.engines.postgres_driver import PostgresDriver
 from threadline.errors import (
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         SessionQuery,
         Window,
     )
+    from threadline.engines.postgres_driver import Link
 
 SQL = statements.load("postgres")
 
@@ -62,7 +64,8 @@ class PostgresEngine:
     """Sessions in the tables of one schema of a PostgreSQL database.
 
     Every event loop that uses it has a pool of its own, of `pool_min` to `pool_max` connections,
-    made by `connect_with(dsn, **options)` (by default `asyncpg.connect`). `busy_timeout_s`
+    made by `connect_with(dsn, **options)` (by default `asyncpg.connect`), unless it borrows those
+    of a `pool`. `busy_timeout_s`
     bounds the wait for locks, for a free connection and for a server that went away. With
     `durability` "normal" the last appends may be lost if the server goes down.
     """
@@ -71,7 +74,7 @@ class PostgresEngine:
 
     def __init__(
         self,
-        dsn: str,
+        dsn: str = "",
         *,
         schema: str = "public",
         pool_min: int = 1,
@@ -80,6 +83,7 @@ class PostgresEngine:
         durability: str = "full",
         busy_timeout_s: float = 30.0,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
+        pool: asyncpg.Pool | None = None,
     ) -> None:
         self.schema: str | None = schema
         self._schema = quoted(schema)
@@ -106,12 +110,13 @@ class PostgresEngine:
         )
         self._driver = driver
         self.where = driver.where
-        self._desks = EachLoop(
-            lambda: Desk(
-                driver, Pool(driver, size_max=pool_max, wait_max_s=busy_timeout_s), self._sql
-            ),
-            self.where,
-        )
+
+        def new_pool() -> Pool[Link] | BorrowedPool:
+            if pool is not None:
+                return BorrowedPool(pool, wait_max_s=busy_timeout_s)
+            return Pool(driver, size_max=pool_max, wait_max_s=busy_timeout_s)
+
+        self._desks = EachLoop(lambda: Desk(driver, new_pool(), self._sql), self.where)
 
     # -- life ---------------------------------------------------------------------------
 
@@ -339,17 +344,16 @@ class PostgresEngine:
         where = (scope.owner, scope.session)
         locked = sorted({key.encode() for key in keys})
 
-        number: int | None = None
-        server: Any = None
+        attempt: Sequence[Any] | None = None
         changes: Mapping[str, bytes | None] = {}
 
         async def work(db: asyncpg.Connection) -> Mapping[str, bytes | None]:
-            nonlocal number, server, changes
+            nonlocal attempt, changes
             # Cut off at its commit, an attempt may have been the last one. It is not to be done
             # again blindly: an increment would count twice.
-            if number is not None and await self._was_committed(db, number, server):
+            if attempt is not None and await self._was_committed(db, attempt):
                 return changes
-            number = None
+            attempt = None
             async with db.transaction(isolation="read_committed"):
                 if scope.session:
                     row = await db.fetchrow(self._sql["lock_session"], *where)
@@ -361,22 +365,24 @@ class PostgresEngine:
                 # Also the keys that were put there only to be locked.
                 gone = {k for k, value in found if value is None} | {*new}
                 gone -= {k for k, _ in kept}
-                number, server = await db.fetchrow(
+                attempt = await db.fetchrow(
                     self._sql["write_state"], *where, sorted(gone), *columns(kept, 2)
                 )
             return changes
 
         return await self._desks.here().run(work)
 
-    async def _was_committed(self, db: asyncpg.Connection, number: int, server: Any) -> bool:
-        """Ask what became of a transaction; another server, or a restarted one, cannot tell."""
+    async def _was_committed(self, db: asyncpg.Connection, attempt: Sequence[Any]) -> bool:
+        """Ask what became of a transaction whose connection was lost at its commit."""
         while True:
-            outcome, here = await db.fetchrow(self._sql["select_outcome"], number)
-            if outcome is None or here != server:
+            outcome = await db.fetchval(self._sql["select_outcome"], *attempt)
+            if outcome is None:
                 raise StorageUnavailableError(
                     "The connection was lost while a patch was committed; whether it was written "
                     "is not known. Read the state before you try again."
                 )
+            if outcome == "committed":
+                await db.execute(self._sql["confirm"])
             if outcome != "in progress":
                 return bool(outcome == "committed")
             await asyncio.sleep(0.01)
@@ -431,6 +437,8 @@ class PostgresEngine:
                 if await self._find(db, key) is not None:
                     was_there = True  # also for an attempt after this one
                     await db.execute(self._sql["delete_session"], key.owner, key.session)
+                elif was_there:
+                    await db.execute(self._sql["confirm"])
 
         await self._desks.here().run(work)
         return was_there

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from threadline.engines.base import Appended, SessionKey, StateRows
     from threadline.engines.lanes import Append
     from threadline.engines.pool import Pool
+    from threadline.engines.postgres_borrowed import BorrowedPool
     from threadline.engines.postgres_driver import Link, PostgresDriver
 
 T = TypeVar("T")
@@ -30,7 +31,9 @@ BATCH_BYTES_MAX = 4 << 20
 class Desk:
     """What the engine has on one event loop: a pool, and the appends that wait for it."""
 
-    def __init__(self, driver: PostgresDriver, pool: Pool[Link], sql: Mapping[str, str]) -> None:
+    def __init__(
+        self, driver: PostgresDriver, pool: Pool[Link] | BorrowedPool, sql: Mapping[str, str]
+    ) -> None:
         self.pool = pool
         self._driver = driver
         self._sql = sql
@@ -90,7 +93,7 @@ class Desk:
         try:
             while link.warning:
                 link.warning = None
-                await link.db.fetchval(self._sql["wait_for_standby"])
+                await link.db.fetchval(self._sql["confirm"])
         except asyncio.CancelledError:
             link.warning = warning  # for whoever says why there was not enough time
             raise

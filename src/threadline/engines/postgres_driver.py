@@ -49,6 +49,11 @@ class Link:
         if message.server_source_function == "SyncRepWaitForLSN":
             self.warning = " ".join(str(message.message).split())
 
+    def forget(self) -> None:
+        """Listen no more: the connection goes to somebody else."""
+        if not self.db.is_closed():
+            self.db.remove_log_listener(self._heed)
+
 
 class PostgresDriver:
     """Makes connections, and knows where they lead without telling the password."""
@@ -63,7 +68,8 @@ class PostgresDriver:
         durability: str,
     ) -> None:
         parts = urlsplit(dsn)
-        self.where = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+        place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self.where = place or "the given asyncpg.Pool"
         self.user = parts.username
         self.secret = parts.password
         self.busy_timeout_s = busy_timeout_s
@@ -207,8 +213,8 @@ _ADVICE: dict[str, tuple[type[ThreadlineError], str]] = {
     "26000": (
         StorageError,
         (
-            "A pooler before {place} lost a prepared statement ({error}), even one that was used "
-            "at once. Have it pool by transaction, not by statement."
+            "A pooler before {place} lost a prepared statement ({error}). Make the connections "
+            "with statement_cache_size=0, and have it pool by transaction, not by statement."
         ),
     ),
     "53100": (
