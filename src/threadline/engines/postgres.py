@@ -416,7 +416,7 @@ class PostgresEngine:
                 # Also the keys that were put there only to be locked.
                 gone = {k for k, value in found if value is None} | {*new}
                 gone -= {k for k, _ in kept}
-                number = await db.fetchval(
+                attempt = await db.fetchrow(
                     self._sql["write_state"], *where, sorted(gone), *_columns(kept, 2)
                 )
             except BaseException:
@@ -429,7 +429,7 @@ class PostgresEngine:
                 # Not to be done again blindly: an increment would count twice.
                 if not _is_passing(error, db):
                     raise
-                raise _UnknownOutcomeError(number, changes) from error
+                raise _UnknownOutcomeError(attempt, changes) from error
             return changes
 
         desk = self._desk()
@@ -437,14 +437,14 @@ class PostgresEngine:
             try:
                 return await desk.run(work)
             except _UnknownOutcomeError as unknown:
-                if await self._was_committed(unknown.number):
+                if await self._was_committed(unknown.attempt):
                     return unknown.changes
 
-    async def _was_committed(self, number: int) -> bool:
+    async def _was_committed(self, attempt: Sequence[Any]) -> bool:
         """Ask what became of a transaction whose connection was lost at its commit."""
         desk = self._desk()
         while True:
-            outcome = await desk.run(lambda db: db.fetchval(self._sql["select_outcome"], number))
+            outcome = await desk.run(lambda db: db.fetchval(self._sql["select_outcome"], *attempt))
             if outcome == "in progress":
                 await asyncio.sleep(0.01)
             elif outcome is None:
@@ -911,9 +911,9 @@ def _batch_values(batch: Sequence[_Append]) -> list[Any]:
 class _UnknownOutcomeError(Exception):
     """The connection was lost at the commit of a transaction that is not to be done twice."""
 
-    def __init__(self, number: int, changes: Mapping[str, bytes | None]) -> None:
-        super().__init__(number)
-        self.number = number
+    def __init__(self, attempt: Sequence[Any], changes: Mapping[str, bytes | None]) -> None:
+        super().__init__(attempt)
+        self.attempt = attempt
         self.changes = changes
 
 

@@ -222,7 +222,7 @@ ON CONFLICT (owner, session, key) DO UPDATE SET value = kept.value
 RETURNING key, value
 
 -- name: write_state
--- Returns the transaction's number, by which one can ask later whether it was committed.
+-- Returns what select_outcome needs to be asked later whether this was committed.
 WITH gone AS (
     DELETE FROM {schema}.threadline_state
      WHERE owner = $1 AND session = $2 AND key = ANY ($3::bytea[])
@@ -231,11 +231,19 @@ WITH gone AS (
     SELECT $1, $2, d.key, d.value FROM unnest($4::bytea[], $5::bytea[]) AS d (key, value)
     ON CONFLICT (owner, session, key) DO UPDATE SET value = excluded.value
 )
-SELECT txid_current()
+SELECT txid_current(), pg_postmaster_start_time(), now()
 
 -- name: select_outcome
--- 'committed', 'aborted' or 'in progress'; NULL for one that is long past.
-SELECT txid_status($1)
+-- 'committed', 'aborted' or 'in progress'; NULL if nobody knows. A server that crashed since (its
+-- statistics begin anew then), or that took over, gives the numbers of the transactions that were
+-- lost to later ones: there "committed" may be another's. A standby may only not know it yet.
+SELECT CASE
+       WHEN pg_is_in_recovery() THEN NULL
+       WHEN pg_postmaster_start_time() = $2 AND pg_stat_get_bgwriter_stat_reset_time() < $3
+       THEN txid_status($1)
+       WHEN $1 >= txid_snapshot_xmax(txid_current_snapshot()) THEN 'aborted'
+       WHEN txid_status($1) <> 'committed' THEN 'aborted'
+       END
 
 -- name: delete_session
 -- The caller holds the session's row, so no event comes after this has looked. The state of
