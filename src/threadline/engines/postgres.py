@@ -760,6 +760,10 @@ class _Desk:
             except (ThreadlineError, EventClashError, _UnknownOutcomeError):
                 raise
             except Exception as error:
+                if isinstance(error, TimeoutError) and db is not None:
+                    # The server is told to stop, but may not hear it: nobody is to wait for that.
+                    with contextlib.suppress(Exception):
+                        await db.close(timeout=1.0)
                 now = loop.time()
                 deadline = deadline or now + self._settings.busy_timeout_s
                 if not _is_passing(error, db) or now >= deadline:
