@@ -442,9 +442,16 @@ class PostgresEngine:
 
     async def _was_committed(self, attempt: Sequence[Any]) -> bool:
         """Ask what became of a transaction whose connection was lost at its commit."""
+
+        async def work(db: asyncpg.Connection) -> str | None:
+            outcome: str | None = await db.fetchval(self._sql["select_outcome"], *attempt)
+            if outcome == "committed":
+                await db.execute(self._sql["confirm"])
+            return outcome
+
         desk = self._desk()
         while True:
-            outcome = await desk.run(lambda db: db.fetchval(self._sql["select_outcome"], *attempt))
+            outcome = await desk.run(work)
             if outcome == "in progress":
                 await asyncio.sleep(0.01)
             elif outcome is None:
@@ -505,6 +512,8 @@ class PostgresEngine:
                 if await self._find(db, key) is not None:
                     was_there = True  # also for an attempt after this one
                     await db.execute(self._sql["delete_session"], key.owner, key.session)
+                elif was_there:
+                    await db.execute(self._sql["confirm"])
 
         await self._desk().run(work)
         return was_there
