@@ -611,12 +611,24 @@ class _Settings:
         self.pool_min = pool_min
         self.pool_max = pool_max
         self.busy_timeout_s = busy_timeout_s
-        self._dsn = dsn
+        hosts = parts.netloc.rpartition("@")[2]
+        self._dsns = [dsn.replace(hosts, host, 1) for host in hosts.split(",")]
         self._connect = connect
-        self._options = options
+        # The driver has one timeout for all hosts: one that is silent would leave the others none.
+        self._options = {**options, "timeout": options["timeout"] / len(self._dsns)}
 
     async def connect(self) -> asyncpg.Connection:
-        return await self._connect(self._dsn, **self._options)
+        """Connect to the first host that will do, beginning with the one that did last."""
+        failure: Exception | None = None
+        for dsn in self._dsns:
+            try:
+                db = await self._connect(dsn, **self._options)
+            except _NEXT_HOST as error:
+                failure = error
+            else:
+                self._dsns = sorted(self._dsns, key=dsn.__ne__)
+                return db
+        raise failure or AssertionError(self._dsns)
 
 
 class _Pool:
@@ -930,6 +942,8 @@ class _UnknownOutcomeError(Exception):
         self.changes = changes
 
 
+_NEXT_HOST = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
+
 _PASSING = {
     "40001",  # serialization_failure
     "40P01",  # deadlock_detected
@@ -951,7 +965,7 @@ def _is_passing(error: Exception, db: asyncpg.Connection | None) -> bool:
         return code.startswith("08") or code in _PASSING
     if isinstance(error, ValueError):  # asyncpg.DataError among them
         return False
-    return isinstance(error, OSError) or (db is not None and db.is_closed())
+    return isinstance(error, _NEXT_HOST) or (db is not None and db.is_closed())
 
 
 def _translate(error: Exception, settings: _Settings) -> ThreadlineError:
@@ -993,6 +1007,8 @@ def _advice(error: Exception) -> tuple[type[ThreadlineError], str]:
                 "server runs."
             ),
         )
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return StorageUnavailableError, "No PostgreSQL at {place} will do: {error}"
     if isinstance(error, asyncpg.DataError):
         return InvalidInputError, "PostgreSQL cannot store a value: {error}"
     if isinstance(error, ValueError):
