@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -64,7 +65,7 @@ class PostgresServer(servers.PostgresServer):
 
     def pids(self) -> list[int]:
         """Return the processes of the server, the postmaster first."""
-        postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        postmaster = self._process.pid
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
         return [postmaster, *map(int, children.split())]
 
@@ -88,18 +89,29 @@ class PostgresServer(servers.PostgresServer):
         self._process.wait()
         for pid in pids:
             wait_for_state(pid, "Z")
-        # The next start would remove what it shared with them, but not every server has one.
-        pid_file = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
-        subprocess.run(["ipcrm", "-m", pid_file[6].split()[1]], check=True)
 
     def remove(self) -> None:
         """End it, also where it is frozen, and leave nothing behind."""
         if self._process.poll() is None:
             self.thaw()
-            super().remove()
+            self.stop("immediate")
             self._process.wait()
         else:
-            super().remove()
+            self._release_memory()
+        super().remove()
+
+    def rejoin(self, primary: PostgresServer) -> None:
+        """Come back as the standby of another after being killed."""
+        self._release_memory()
+        shutil.rmtree(self.folder / "data")
+        self._primary = primary
+        self._make()
+        self.start()
+
+    def _release_memory(self) -> None:
+        """Remove what a killed server shared with its processes, as its next start would."""
+        pid_file = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
+        subprocess.run(["ipcrm", "-m", pid_file[6].split()[1]], check=True)
 
     def run(self, *commands: str) -> list[Any]:
         """Run commands as the administrator; return the rows of the last."""
@@ -118,19 +130,6 @@ class PostgresServer(servers.PostgresServer):
         self.run("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
         self.wait_for("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'")
 
-    def promote(self) -> None:
-        """Make the standby a primary, and wait until it is one."""
-        self._run("pg_ctl", "-w", "promote")
-
-    def check_indexes(self) -> None:
-        """Let PostgreSQL compare every index with its table."""
-        checked = self.run(
-            "CREATE EXTENSION IF NOT EXISTS amcheck",
-            "SELECT bt_index_check(indexrelid, true) FROM pg_index"
-            " WHERE indrelid::regclass::text LIKE '%threadline%'",
-        )
-        assert checked
-
 
 @contextlib.contextmanager
 def postgres_server(
@@ -145,3 +144,14 @@ def postgres_server(
         yield server
     finally:
         server.remove()
+
+
+def check_indexes(url: str) -> None:
+    """Let PostgreSQL compare every index of our tables with its table."""
+    checked = servers.on_server(
+        url,
+        "CREATE EXTENSION IF NOT EXISTS amcheck",
+        "SELECT bt_index_check(indexrelid, true) FROM pg_index"
+        " WHERE indrelid::regclass::text LIKE '%threadline%'",
+    )
+    assert checked

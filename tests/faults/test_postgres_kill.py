@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import os
-import random
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -18,44 +16,32 @@ import pytest
 
 from threadline import DatabaseSessionService, StorageUnavailableError
 
-from .children import running, wait_for_state
+from .children import wait_for_state
 from .evidence import survey
-from .postgres_server import PostgresServer, postgres_server
+from .load import write_through
+from .postgres_server import PostgresServer, check_indexes, postgres_server
 from .proxy import Proxy
 
-LIFE_S_MAX = 0.5
 
-
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.soak)])
 def test_clients_outlive_a_killed_server_and_lose_nothing(
     kills: int, report: Callable[[str], None]
 ) -> None:
-    rng = random.Random("postgres")
-    said: list[dict[str, Any]] = []
-    with postgres_server() as server, ExitStack() as stack:
-        job = {"url": server.url, "seed": 1}
-        # Each process would count its own patches.
-        jobs = [{**job, "generation": 0}, {**job, "generation": 1, "patches": False}]
-        writers = [stack.enter_context(running("writer.py", job)) for job in jobs]
-        for _ in range(kills):
-            for writer in writers:
-                writer.wait_for(len(writer.lines) + 20)
-            time.sleep(rng.uniform(0, LIFE_S_MAX))
-            server.kill()
-            server.start()
-        for writer in writers:
-            writer.wait_for(len(writer.lines) + 20)
-            assert writer.kill() == -9, writer.errors()
-            assert writer.errors() == ""
-            said += writer.lines
-        found = asyncio.run(survey(server.url, said))
+    with postgres_server() as server:
+        load = write_through(server.url, kills, lambda: kill_server(server))
+        found = asyncio.run(survey(server.url, load.said))
         found.check_nothing_lost()
-        server.check_indexes()
-    silence_s = max(writer.longest_silence_s() for writer in writers)
+        check_indexes(server.url)
     report(
         f"kill -9 of PostgreSQL: {kills} kills, {found.acknowledged} events acknowledged, 0 lost, "
-        f"at most {silence_s:.1f} s between two acknowledgements"
+        f"{load.silence_s:.1f} s at most without an acknowledgement"
     )
+
+
+def kill_server(server: PostgresServer) -> None:
+    """Let nothing be left of it, and start it again."""
+    server.kill()
+    server.start()
 
 
 # -- a patch that a crash undid -----------------------------------------------------------
@@ -92,12 +78,6 @@ async def undone_patch(
             proxy.cut()
             proxy.thaw()
             yield service, patching
-
-
-def kill_server(server: PostgresServer) -> None:
-    """Let nothing be left of it."""
-    server.kill()
-    server.start()
 
 
 def kill_process(server: PostgresServer) -> None:
