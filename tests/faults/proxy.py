@@ -7,9 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Self
 
-BYTES_MAX = 1 << 16
-# Of an answer in several packets, the last comes after the commit.
-PACKETS_S = 0.05
+PACKETS_S = 0.05  # of an answer in several packets, the last comes after the commit
 
 
 class Proxy:
@@ -20,7 +18,6 @@ class Proxy:
         self.delay_s = 0.0
         self.silence = asyncio.Event()
         self._flow = asyncio.Event()
-        self._flow.set()
         self._server_at = host, port
         self._is_meant: Callable[[bytes], bool] | None = None
         self._let_through: int | None = None
@@ -28,6 +25,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None] | None] = set()
 
     async def __aenter__(self) -> Self:
+        self.thaw()
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port: int = self._listener.sockets[0].getsockname()[1]
         return self
@@ -98,7 +96,6 @@ class Proxy:
 
 
 async def _read(stream: asyncio.StreamReader) -> bytes:
-    """Return what came; nothing if the other side has gone, in whatever manner."""
     with contextlib.suppress(OSError):
-        return await stream.read(BYTES_MAX)
+        return await stream.read(1 << 16)
     return b""
