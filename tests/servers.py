@@ -19,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -64,34 +64,50 @@ def on_server(url: str, *commands: str) -> list[Any]:
 class PostgresServer:
     """A server of our own, in a folder of its own, which ends with the process."""
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(
+        self,
+        binaries: Path,
+        *,
+        parent: Path | None = None,
+        settings: Sequence[str] = ("fsync=off",),
+    ) -> None:
         self.binaries = binaries
-        self.folder = Path(tempfile.mkdtemp(prefix="threadline-postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="threadline-postgres-", dir=parent))
         self.port = free_port()
-        self._user: dict[str, Any] = {}
+        self._settings = [
+            f"port={self.port}",
+            "listen_addresses=127.0.0.1",
+            f"unix_socket_directories={self.folder}",
+            *settings,
+        ]
+        self._surroundings: dict[str, Any] = {
+            "cwd": self.folder,
+            "env": {"PATH": os.defpath, "HOME": str(self.folder), "TMPDIR": str(self.folder)},
+        }
         if os.geteuid() == 0:  # which initdb and postgres refuse
             name = next(name for name in USERS if _is_user(name))
-            self._user = {"user": name, "extra_groups": []}
+            self._surroundings |= {"user": name, "extra_groups": []}
             shutil.chown(self.folder, name)
         atexit.register(self.remove)
-        self._run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
+        self._make()
         self.start()
+
+    def _make(self) -> None:
+        self._run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
 
     @property
     def url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        options = (
-            f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off "
-            f"-c unix_socket_directories={self.folder}"
-        )
+        options = " ".join(f"-c {setting}" for setting in self._settings)
         self._run("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
     def remove(self) -> None:
+        atexit.unregister(self.remove)
         with contextlib.suppress(subprocess.SubprocessError, OSError):
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,14 +115,12 @@ class PostgresServer:
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [self.binaries / program, "-D", self.folder / "data", *arguments],
-            cwd=self.folder,
-            env={"PATH": os.defpath, "HOME": str(self.folder), "TMPDIR": str(self.folder)},
             stdout=subprocess.PIPE if program != "pg_ctl" else subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=60,
             check=False,
-            **self._user,
+            **self._surroundings,
         )
         if done.returncode:
             log = self.folder / "log"

@@ -112,9 +112,9 @@ def test_postgres_urls_mean_the_same_whatever_the_driver(scheme):
     engine = connect(f"{scheme}://u:p@host:1/db?schema=s&ssl=require&pool_max=3")
     assert engine.schema == "s"
     assert engine._pool_max == 3
-    assert engine._driver._dsn == (
+    assert engine._driver._dsns == [
         "postgresql://u:p@host:1/db?sslmode=require&application_name=threadline"
-    )
+    ]
 
 
 @pytest.mark.parametrize(

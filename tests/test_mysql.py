@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from asyncmy.cursors import DictCursor
 
+from faults.proxy import Proxy
 from servers_mysql import database, private, server
 from threadline import (
     DatabaseSessionService,
@@ -420,70 +421,26 @@ def test_a_server_that_is_killed_and_comes_back_has_every_event_once():
     on_service(own.server.url("agents"), use)
 
 
-class Proxy:
-    """A TCP proxy that can cut a connection off before the server's answer gets through."""
-
-    def __init__(self):
-        self.cuts = 0
-
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        self._tasks = set()
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-        await asyncio.gather(*self._tasks)
-
-    async def _serve(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        at = server()
-        up_reader, up_writer = await asyncio.open_connection(at.host, at.port)
-        state = {"committing": False}
-
-        async def upwards():
-            while data := await reader.read(1 << 16):
-                state["committing"] = data.endswith(b"COMMIT") and b"UPDATE" in data
-                state["committing"] |= data.endswith(b"COMMIT") and b"INSERT" in data
-                up_writer.write(data)
-            up_writer.close()
-
-        async def downwards():
-            while data := await up_reader.read(1 << 16):
-                if state["committing"] and self.cuts:
-                    self.cuts -= 1
-                    await asyncio.sleep(0.05)  # the commit is done
-                    writer.transport.abort()
-                    up_writer.close()
-                    return
-                writer.write(data)
-            writer.close()
-
-        try:
-            with contextlib.suppress(ConnectionError):
-                await asyncio.gather(upwards(), downwards())
-        finally:
-            for end in (writer, up_writer):
-                end.close()
-                with contextlib.suppress(ConnectionError):
-                    await end.wait_closed()
+def commits(request):
+    """Tell whether a packet changes something and commits it."""
+    return request.endswith(b"COMMIT") and (b"UPDATE" in request or b"INSERT" in request)
 
 
 def test_a_lost_acknowledgement_of_an_append_returns_the_stored_event(fresh):
     async def use():
-        async with Proxy() as proxy:
+        at = server()
+        async with Proxy(at.host, at.port) as proxy:
             engine = engine_of(fresh, host="127.0.0.1", port=proxy.port)
             await engine.open()
             await migrations.upgrade(engine)
             handle = await created(engine)
-            proxy.cuts = 1
+            proxy.lose_answer_to(commits)
             appended = await engine.append(handle, [event("e", k=b"1")], rebase=False, now=1.0)
-            assert (list(appended.seqs), appended.revision, proxy.cuts) == ([1], 1, 0)
-            proxy.cuts = 1
+            assert (list(appended.seqs), appended.revision, proxy.lost) == ([1], 1, 1)
+            proxy.lose_answer_to(commits)
             other = await created(engine, "other")
-            assert (other.revision, proxy.cuts) == (0, 0)
-            proxy.cuts = 1
+            assert (other.revision, proxy.lost) == (0, 2)
+            proxy.lose_answer_to(commits)
             with pytest.raises(StorageError, match="not known"):
                 await engine.patch(handle.key.scopes[2], [], lambda _: {"k": b"2"}, now=1.0)
             assert await engine.state(handle.key.scopes[2]) == {"k": b"2"}

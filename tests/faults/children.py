@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ class Child:
         # A file and not a pipe: nobody reads it while the child runs, and it must not block.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `end`)
         self.lines: list[dict[str, Any]] = []
+        self._times_s: list[float] = []
         self._process = subprocess.Popen(
             [sys.executable, *options, str(HERE / script), json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -43,6 +45,7 @@ class Child:
         for line in self._process.stdout:
             if not line.endswith(b"\n"):
                 break  # the child died while it printed: this was not yet said
+            self._times_s.append(time.monotonic())
             self.lines.append(json.loads(line))
 
     def wait_for(self, count: int) -> dict[str, Any]:
@@ -56,6 +59,10 @@ class Child:
             assert time.monotonic() < end, "the child fell silent"
             time.sleep(0.002)
         return self.lines[count - 1]
+
+    def longest_silence_s(self) -> float:
+        """Return the longest time between two lines of the child."""
+        return max((b - a for a, b in itertools.pairwise(self._times_s)), default=0.0)
 
     def wait_for_end_of_work(self) -> None:
         """Wait until the child has said that it is done."""
@@ -74,10 +81,7 @@ class Child:
 
         That is so when its main thread has stopped; another may still be inside of a sync.
         """
-        self._process.send_signal(signal.SIGSTOP)
-        end = time.monotonic() + PATIENCE_S
-        while _main_thread_state(self._process.pid) not in "TZ":
-            assert time.monotonic() < end, "the child did not stop"
+        stop(self._process.pid)
 
     def kill(self) -> int:
         """Kill the child with SIGKILL; return its exit status once all it said is read."""
@@ -108,9 +112,25 @@ class Child:
                 stream.close()
 
 
-def _main_thread_state(pid: int) -> str:
-    """Return the kernel's letter for it: T is stopped, Z is dead."""
-    stat = Path(f"/proc/{pid}/stat").read_text()
+def stop(pid: int) -> None:
+    """Stop a process where it is; return when its main thread has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for_state(pid, "TZ")
+
+
+def wait_for_state(pid: int, letters: str) -> None:
+    """Wait for one of the kernel's letters for a main thread: T is stopped, Z is dead."""
+    end = time.monotonic() + PATIENCE_S
+    while _state(pid) not in letters:
+        assert time.monotonic() < end, f"the process {pid} did not come to {letters}"
+        time.sleep(0.001)
+
+
+def _state(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return "Z"  # dead, and its parent knows
     return stat.rpartition(")")[2].split()[0]
 
 

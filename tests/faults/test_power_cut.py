@@ -16,30 +16,18 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .children import running
-from .disks import DiskUnavailableError, LoopDisk, loop_disk, unavailable
+from .disks import LoopDisk, unavailable
 from .evidence import Survey, check_integrity, survey
 from .writer import SESSIONS, TASKS_PER_SESSION, opened, work_on
 
 LIFE_S_MAX = 0.3
 CUTS_PER_FILE = 10
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[LoopDisk]:
-    """Give a disk whose power can be cut, or skip the test by name."""
-    with ExitStack() as stack:
-        try:
-            ready = stack.enter_context(loop_disk(tmp_path))
-        except DiskUnavailableError as error:
-            unavailable("power cut on a loop device", error)
-        yield ready
 
 
 def cut_while_writing(

@@ -11,7 +11,14 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from threadline import DatabaseSessionService, Event, EventActions, Session
+from threadline import (
+    DatabaseSessionService,
+    Event,
+    EventActions,
+    GetSessionConfig,
+    Session,
+    StorageUnavailableError,
+)
 
 if __name__ == "__main__":
     from children import job, say
@@ -42,6 +49,20 @@ def delta_of(event_id: str, session_id: str, task: int, turn: int) -> dict[str, 
     }
 
 
+async def patch(service: DatabaseSessionService, session: Session, task: int, number: int) -> None:
+    """Set the task's count of patches and add one to the sum of all; exactly once."""
+    key = {"app_name": APP, "user_id": session.user_id, "session_id": session.id}
+    is_done = False
+    while not is_done:
+        try:
+            await service.patch_state(**key, set={f"p_{task}": number}, increment={"p_count": 1})
+            is_done = True
+        except StorageUnavailableError:  # where a server went away, only a look can tell
+            found = await service.get_session(**key, config=GetSessionConfig(num_recent_events=0))
+            assert found is not None
+            is_done = found.state.get(f"p_{task}") == number
+
+
 async def write(
     service: DatabaseSessionService,
     session: Session,
@@ -57,15 +78,8 @@ async def write(
         dice = rng.random()
         if dice < 0.15 and work.get("patches", True):
             patches += 1
-            after = await service.patch_state(
-                app_name=APP,
-                user_id=session.user_id,
-                session_id=session.id,
-                set={f"p_{task}": patches},
-                increment={"p_count": 1},
-            )
-            tell({"op": "patch", "session": session.id, "task": task, "n": patches,
-                  "count": after["p_count"]})  # fmt: skip
+            await patch(service, session, task, patches)
+            tell({"op": "patch", "session": session.id, "task": task, "n": patches})
             continue
         size = rng.randrange(2, 6) if dice < 0.35 else 1
         batch = []

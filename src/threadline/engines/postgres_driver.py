@@ -68,28 +68,38 @@ class PostgresDriver:
         durability: str,
     ) -> None:
         parts = urlsplit(dsn)
-        place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
-        self.where = place or "the given asyncpg.Pool"
+        hosts = parts.netloc.rpartition("@")[2]
+        self.where = f"{hosts}{parts.path}" or "the given asyncpg.Pool"
         self.user = parts.username
         self.secret = parts.password
         self.busy_timeout_s = busy_timeout_s
-        self._dsn = dsn
+        self._dsns = [dsn.replace(hosts, host, 1) for host in hosts.split(",")]
+        # The driver has one timeout for all hosts: one that is silent would leave the others none.
+        self._connect_timeout_s = min(CONNECT_TIMEOUT_S, busy_timeout_s) / len(self._dsns)
         self._connect = connect_with or asyncpg.connect
         self._statement_cache_size = statement_cache_size
         self._settings = {"synchronous_commit": "off"} if durability == "normal" else {}
 
     async def connect(self) -> Link:
-        """Make a connection."""
-        size = self._statement_cache_size
-        db = await self._connect(
-            self._dsn,
-            connection_class=Connection,
-            timeout=min(CONNECT_TIMEOUT_S, self.busy_timeout_s),
-            statement_cache_size=size,
-            max_cached_statement_lifetime=0,
-            server_settings=self._settings,
-        )
-        return Link(db, has_statements=size > 0)
+        """Connect to the first host that will do, beginning with the one that did last."""
+        failure: Exception | None = None
+        for dsn in self._dsns:
+            size = self._statement_cache_size
+            try:
+                db = await self._connect(
+                    dsn,
+                    connection_class=Connection,
+                    timeout=self._connect_timeout_s,
+                    statement_cache_size=size,
+                    max_cached_statement_lifetime=0,
+                    server_settings=self._settings,
+                )
+            except _NEXT_HOST as error:
+                failure = error
+            else:
+                self._dsns = sorted(self._dsns, key=dsn.__ne__)
+                return Link(db, has_statements=size > 0)
+        raise failure or AssertionError(self._dsns)
 
     def is_lost(self, link: Link) -> bool:
         """Tell whether the server has hung up, or forgets what was prepared."""
@@ -117,7 +127,7 @@ class PostgresDriver:
             return code.startswith("08") or code in _PASSING
         if isinstance(error, ValueError):  # asyncpg.DataError among them
             return False
-        return isinstance(error, OSError) or (link is not None and self.is_lost(link))
+        return isinstance(error, _NEXT_HOST) or (link is not None and self.is_lost(link))
 
     def translate(self, error: Exception, link: Link | None = None) -> ThreadlineError:
         """Turn asyncpg's errors into ours: what to do, in one line without the password."""
@@ -133,6 +143,8 @@ class PostgresDriver:
             advice.format(error=text, place=self.where, user=self.user, limit=self.busy_timeout_s)
         )
 
+
+_NEXT_HOST = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 
 _POOLED = {
     "26000",  # invalid_sql_statement_name
@@ -171,6 +183,8 @@ def _advice(error: Exception) -> tuple[type[ThreadlineError], str]:
                 "server runs."
             ),
         )
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return StorageUnavailableError, "No PostgreSQL at {place} will do: {error}"
     if isinstance(error, asyncpg.DataError):
         return InvalidInputError, "PostgreSQL cannot store a value: {error}"
     if isinstance(error, ValueError):
