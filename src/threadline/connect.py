@@ -105,7 +105,7 @@ def connect(
     return _replicated(engine, replica)
 
 
-def _engine(url: str, durability: str, busy_timeout_s: float, given: dict[str, Any]) -> Engine:
+def _engine(url: Any, durability: str, busy_timeout_s: float, given: dict[str, Any]) -> Engine:
     found = _URL.fullmatch(url) if isinstance(url, str) else None
     if found is None:
         raise UnsupportedUrlError(
