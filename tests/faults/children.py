@@ -129,7 +129,7 @@ def wait_for_state(pid: int, letters: str) -> None:
 def _state(pid: int) -> str:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return "Z"  # dead, and its parent knows
     return stat.rpartition(")")[2].split()[0]
 

@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+import servers
 from threadline import DatabaseSessionService, StorageUnavailableError
 
 from .children import wait_for_state
@@ -23,15 +24,27 @@ from .postgres_server import PostgresServer, check_indexes, postgres_server
 from .proxy import Proxy
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """Give a server that writes its log when a commit makes it, and does nothing by itself."""
+    with postgres_server() as server:
+        server.run(
+            "ALTER SYSTEM SET wal_writer_delay = '10s'",
+            "ALTER SYSTEM SET autovacuum = off",
+            "SELECT pg_reload_conf()",
+        )
+        yield server
+
+
 @pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.soak)])
 def test_clients_outlive_a_killed_server_and_lose_nothing(
-    kills: int, report: Callable[[str], None]
+    server: PostgresServer, kills: int, report: Callable[[str], None]
 ) -> None:
-    with postgres_server() as server:
-        load = write_through(server.url, kills, lambda: kill_server(server))
-        found = asyncio.run(survey(server.url, load.said))
+    with servers.new_database(server.url) as url:
+        load = write_through(url, kills, lambda: kill_server(server))
+        found = asyncio.run(survey(url, load.said))
         found.check_nothing_lost()
-        check_indexes(server.url)
+        check_indexes(url)
     report(
         f"kill -9 of PostgreSQL: {kills} kills, {found.acknowledged} events acknowledged, 0 lost, "
         f"{load.silence_s:.1f} s at most without an acknowledgement"
@@ -49,14 +62,6 @@ def kill_server(server: PostgresServer) -> None:
 _numbers = itertools.count()
 
 USER = {"app_name": "app", "user_id": "ann"}
-
-
-@pytest.fixture(scope="module")
-def forgetful() -> Iterator[PostgresServer]:
-    """Give a server that writes its log when a commit makes it, and hardly before."""
-    with postgres_server() as server:
-        server.run("ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()")
-        yield server
 
 
 @asynccontextmanager
@@ -110,10 +115,10 @@ crashes = pytest.mark.parametrize("crash", [kill_server, kill_process])
 
 @crashes
 def test_a_patch_that_a_crash_undid_is_done_again(
-    forgetful: PostgresServer, crash: Callable[[PostgresServer], None]
+    server: PostgresServer, crash: Callable[[PostgresServer], None]
 ) -> None:
     async def run() -> None:
-        async with undone_patch(forgetful, crash) as (service, patching):
+        async with undone_patch(server, crash) as (service, patching):
             assert (await patching)["n"] == 2
             assert await service.get_user_state(**USER) == {"n": 2}
 
@@ -122,12 +127,12 @@ def test_a_patch_that_a_crash_undid_is_done_again(
 
 @crashes
 def test_a_patch_that_a_crash_undid_is_not_taken_for_a_later_transaction(
-    forgetful: PostgresServer, crash: Callable[[PostgresServer], None]
+    server: PostgresServer, crash: Callable[[PostgresServer], None]
 ) -> None:
     """After a crash PostgreSQL gives the numbers of lost transactions to others."""
 
     async def run() -> None:
-        async with undone_patch(forgetful, taken_again(crash)) as (service, patching):
+        async with undone_patch(server, taken_again(crash)) as (service, patching):
             with pytest.raises(StorageUnavailableError, match="is not known"):
                 await patching
             assert await service.get_user_state(**USER) == {"n": 1}
