@@ -14,7 +14,7 @@ from .evidence import read_all, survey
 from .load import write_through
 from .postgres_server import PostgresServer, check_indexes, postgres_server
 
-FAILOVERS = 3
+FAILOVERS = 2
 KEY = {"app_name": "app", "user_id": "ann", "session_id": "s0"}
 
 pytestmark = pytest.mark.soak

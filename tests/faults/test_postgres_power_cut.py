@@ -19,7 +19,7 @@ from .load import write_through
 from .postgres_server import PostgresServer, check_indexes, postgres_server
 
 LIFE_S_MAX = 1.5
-CUTS = 4
+CUTS = 3
 
 pytestmark = [pytest.mark.soak, pytest.mark.parametrize("disk", [512], indirect=True)]
 
