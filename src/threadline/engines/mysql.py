@@ -3,7 +3,8 @@
 An append is one packet and one transaction: a compare in an UPDATE, an INSERT that fails where
 the compare did, and a COMMIT which the server does not reach after a failure. A stale handle
 and a repeated event take a second way, in a transaction that locks the session's row. Every
-transaction is tried again, within a time, after a deadlock or a lost connection.
+transaction is tried again, within a time, after a deadlock or a lost connection. In a Galera
+cluster every statement is a packet of its own.
 
 The driver is asyncmy: aiomysql 0.3.2 beside PyMySQL 1.2.4 raises TypeError on bytes parameters.
 """
@@ -253,8 +254,10 @@ class MysqlEngine:
             db = _Connection(driver)
             # One that waits longer tries again, and does not hold up the others meanwhile.
             values = {"lock_timeout_s": max(1, round(min(self._busy_timeout_s, LOCK_WAIT_MAX_S)))}
-            ((row,),) = await db.fetch(_bind(self._sql["prepare_connection"], **values))
-            db.packet_max = row[0]
+            (rows,) = await db.fetch(_bind(self._sql["prepare_connection"], **values))
+            server: dict[str, str] = dict(rows)
+            db.packet_max = int(server["max_allowed_packet"])
+            db.is_galera = server.get("wsrep_on") == "ON"
         except BaseException:
             driver.close()
             raise
@@ -921,6 +924,7 @@ class _Connection:
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
+        self.is_galera = False
         self.packet_max = 1 << 20
         self.idle_since = 0.0
         self.is_final = False
@@ -957,15 +961,21 @@ class _Connection:
 
     def _packets(self, statements: Sequence[str]) -> Iterator[tuple[bytes, int]]:
         """Join statements to as few packets as the server takes."""
-        if sum(map(len, statements)) + len(statements) < self.packet_max:
-            yield _encoded(statements), len(statements)
-            return
         if (longest := max(map(len, statements))) + 1 >= self.packet_max:
             raise InvalidInputError(
                 f"A statement of {longest:,} bytes is more than the server takes: its "
                 f"max_allowed_packet is {self.packet_max:,}. Nothing was written. Raise it on "
                 "the server, or store large content elsewhere (an artifact) and its name here."
             )
+        if self.is_galera:
+            # A transaction that gives way to another node's between two statements of one packet
+            # is rolled back without an error, and the server commits the rest without it.
+            for statement in statements:
+                yield _encoded([statement]), 1
+            return
+        if sum(map(len, statements)) + len(statements) < self.packet_max:
+            yield _encoded(statements), len(statements)
+            return
         packet: list[str] = []
         size = 0
         for statement in statements:

@@ -5,7 +5,7 @@ SET NAMES utf8mb4;
 SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,
     innodb_lock_wait_timeout = %(lock_timeout_s)s;
 SET SESSION TRANSACTION ISOLATION LEVEL {isolation};
-SELECT @@max_allowed_packet
+SHOW GLOBAL VARIABLES WHERE Variable_name IN ('max_allowed_packet', 'wsrep_on')
 
 -- name: begin
 -- A write; its first read is one that locks, so whatever it reads later is as new.
