@@ -111,17 +111,17 @@ def tiny_disk(folder: Path, size_kib: int) -> Iterator[Path]:
 class LoopDisk:
     """A filesystem in a file, whose power can be cut."""
 
-    def __init__(self, image: Path, folder: Path) -> None:
+    def __init__(self, image: Path, folder: Path, size_mib: int = 0) -> None:
         self._image = image
         self.folder = folder
         maker = next((name for name in MAKERS if shutil.which(name)), None)
         if maker is None:
             raise DiskUnavailableError(f"none of {', '.join(MAKERS)} is installed")
         _may_mount()
-        options, size_mib = MAKERS[maker]
+        options, size_mib_min = MAKERS[maker]
         self.filesystem = maker.removeprefix("mkfs.")
         with image.open("wb") as file:
-            file.truncate(size_mib << 20)
+            file.truncate(max(size_mib, size_mib_min) << 20)
         _run(maker, *options, str(image))
         folder.mkdir()
         self.mount()
@@ -152,9 +152,9 @@ class LoopDisk:
 
 
 @contextlib.contextmanager
-def loop_disk(folder: Path) -> Iterator[LoopDisk]:
+def loop_disk(folder: Path, size_mib: int = 0) -> Iterator[LoopDisk]:
     """Make and mount a disk in a file below the folder; unmount it whatever happens."""
-    disk = LoopDisk(folder / "disk.img", folder / "disk")
+    disk = LoopDisk(folder / "disk.img", folder / "disk", size_mib)
     try:
         # A rehearsal, so that a kernel that cannot do it says so before any test begins.
         disk.cut_power()

@@ -130,15 +130,17 @@ _LOST = {
     3032,  # the server is going offline
     4031,  # MySQL: disconnected because of inactivity
 }
+_NOT_HERE = {1047, 1290, 1836}  # of those, what another host may be able to do
 
 
 class MysqlEngine:
     """Sessions in a MySQL or MariaDB database.
 
     `connect_with` makes a new connection of asyncmy, for credentials that change; without it, one
-    is made of host, port, user, password, database, unix_socket and tls. A pool of at most
-    `pool_max` connections is kept for each event loop. `busy_timeout_s` bounds the wait for
-    locks and for a server that is away, `answer_timeout_s` the wait for an answer.
+    is made of host, port, user, password, database, unix_socket and tls. Each of `other_hosts` is
+    tried in turn where the one before is away or takes no writes. A pool of at most `pool_max`
+    connections is kept for each event loop. `busy_timeout_s` bounds the wait for locks and for a
+    server that is away, `answer_timeout_s` the wait for an answer.
     """
 
     dialect = "mysql"
@@ -150,6 +152,7 @@ class MysqlEngine:
         database: str,
         host: str = "127.0.0.1",
         port: int = 3306,
+        other_hosts: Sequence[tuple[str, int]] = (),
         user: str | None = None,
         password: str = "",
         unix_socket: str | None = None,
@@ -173,7 +176,8 @@ class MysqlEngine:
                 f"The pool needs 0 <= pool_min <= pool_max and a connection, got {pool_min} and "
                 f"{pool_max}."
             )
-        self.where = f"{database} at {unix_socket or f'{host}:{port}'}"
+        hosts = [(host, port), *other_hosts]
+        self.where = f"{database} at {unix_socket or ','.join(f'{h}:{p}' for h, p in hosts)}"
         self.table_prefix = table_prefix
         self._database = database
         self._sql = _load(table_prefix, isolation)
@@ -181,19 +185,25 @@ class MysqlEngine:
         self._pool_max = pool_max
         self._busy_timeout_s = busy_timeout_s
         self._answer_timeout_s = answer_timeout_s
-        self._connect = connect_with or functools.partial(
-            asyncmy.connect,
-            host=host,
-            port=port,
-            user=user,
-            password=password.encode(),  # the driver would want Latin-1
-            database=database,
-            unix_socket=unix_socket,
-            ssl=tls,
-            connect_timeout=connect_timeout_s,
-            autocommit=None,
-            charset="utf8mb4",
-        )
+        self._hosts: list[Callable[[], Awaitable[Connection]]] = [
+            functools.partial(
+                asyncmy.connect,
+                host=host,
+                port=port,
+                user=user,
+                password=password.encode(),  # the driver would want Latin-1
+                database=database,
+                unix_socket=unix_socket,
+                ssl=tls,
+                connect_timeout=connect_timeout_s,
+                autocommit=None,
+                charset="utf8mb4",
+            )
+            for host, port in hosts
+        ]
+        if connect_with is not None:
+            self._hosts = [connect_with]
+        self._host = 0
         self._lock = threading.Lock()
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
         self._is_open = False
@@ -249,7 +259,21 @@ class MysqlEngine:
             return pool
 
     async def _new_connection(self) -> _Connection:
-        driver = await self._connect()
+        """Connect to the host that answered last, or to the next one that takes writes."""
+        first = place = self._host
+        while True:
+            try:
+                db = await self._connect(self._hosts[place])
+            except (asyncmy.errors.Error, OSError) as error:
+                place = (place + 1) % len(self._hosts)
+                if place == first or _code(error) not in _LOST | _ROLLED_BACK:
+                    raise
+            else:
+                self._host = db.host = place
+                return db
+
+    async def _connect(self, connect: Callable[[], Awaitable[Connection]]) -> _Connection:
+        driver = await connect()
         try:
             db = _Connection(driver)
             # One that waits longer tries again, and does not hold up the others meanwhile.
@@ -258,10 +282,19 @@ class MysqlEngine:
             server: dict[str, str] = dict(rows)
             db.packet_max = int(server["max_allowed_packet"])
             db.is_galera = server.get("wsrep_on") == "ON"
+            if len(self._hosts) > 1:
+                await self._check_host(db, server)
         except BaseException:
             driver.close()
             raise
         return db
+
+    async def _check_host(self, db: _Connection, server: dict[str, str]) -> None:
+        """Refuse one of several hosts that takes no writes, or is behind the others for long."""
+        if server.get("read_only", "OFF") != "OFF":
+            raise asyncmy.errors.OperationalError(1290, "none of the hosts takes writes")
+        if db.is_galera:
+            await db.fetch(self._sql["catch_up"])
 
     # -- schema -------------------------------------------------------------------------
 
@@ -595,6 +628,8 @@ class MysqlEngine:
                 except (asyncmy.errors.Error, OSError) as error:
                     if _code(error) in _LOST:
                         pool.empty()  # where one was cut off, the others were too
+                        if _code(error) in _NOT_HERE and db.host == self._host:
+                            self._host = (self._host + 1) % len(self._hosts)
                         if db.is_final:
                             raise _OutcomeUnknownError(*error.args) from error
                         raise
@@ -924,6 +959,7 @@ class _Connection:
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
+        self.host = 0
         self.is_galera = False
         self.packet_max = 1 << 20
         self.idle_since = 0.0
