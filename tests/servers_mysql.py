@@ -14,6 +14,7 @@ import functools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -88,30 +89,40 @@ def server() -> Server:
 @functools.cache
 def private() -> Private:
     """Return a server of our own that ends with this process, or skip the test by name."""
-    if not (shutil.which("mariadbd") and shutil.which("mariadb-install-db")):
-        missing(
-            "mysql",
-            "there is no server at THREADLINE_TEST_MYSQL_URL or 127.0.0.1:3306, and no mariadbd "
-            "to start one (apt install mariadb-server)",
-        )
+    check_installed()
     found = Private()
     atexit.register(found.remove)
     found.start()
     return found
 
 
-class Private:
-    """A MariaDB in a temporary folder, which can be killed and started again."""
+def check_installed() -> None:
+    """Skip the test by name where no server of our own can be started."""
+    if not (shutil.which("mariadbd") and shutil.which("mariadb-install-db")):
+        missing(
+            "mysql",
+            "there is no server at THREADLINE_TEST_MYSQL_URL or 127.0.0.1:3306, and no mariadbd "
+            "to start one (apt install mariadb-server)",
+        )
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="threadline-mariadb-"))
+
+class Private:
+    """A MariaDB in a temporary folder, which can be frozen, killed and started again.
+
+    `options` are the server's own; `parent` is where the folder is made. One that is not
+    `initialized` gets its data from the cluster that it joins.
+    """
+
+    def __init__(self, *options: str, parent: Path | None = None, initialized: bool = True) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="threadline-mariadb-", dir=parent))
         owner = pwd.getpwuid(os.getuid()).pw_name
         if os.getuid() == 0:  # the server refuses root
             owner = "mysql"
-        (self._folder / "tmp").mkdir()
-        for path in (self._folder, self._folder / "tmp"):
+        for path in (self._folder, self._folder / "tmp", self._folder / "data"):
+            path.mkdir(exist_ok=True)
             shutil.chown(path, owner)
         self.server = Server("127.0.0.1", free_port(), "root", "")
+        self._more = options
         self._options = [
             "--no-defaults",
             f"--user={owner}",
@@ -119,14 +130,15 @@ class Private:
             f"--tmpdir={self._folder}/tmp",
         ]
         self._environment = {**os.environ, "TMPDIR": f"{self._folder}/tmp"}
-        subprocess.run(
-            ["mariadb-install-db", *self._options, "--auth-root-authentication-method=normal"],
-            check=True,
-            capture_output=True,
-            env=self._environment,
-        )
+        if initialized:
+            subprocess.run(
+                ["mariadb-install-db", *self._options, "--auth-root-authentication-method=normal"],
+                check=True,
+                capture_output=True,
+                env=self._environment,
+            )
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start it and wait until it answers."""
         self._process = subprocess.Popen(
             [
@@ -138,8 +150,11 @@ class Private:
                 f"--pid-file={self._folder}/pid",
                 f"--log-error={self._folder}/log",
                 "--skip-name-resolve",
+                *self._more,
+                *options,
             ],
             env=self._environment,
+            stderr=subprocess.DEVNULL,  # what it says before it has opened its log
         )
         for _ in range(1200):
             with contextlib.suppress(asyncmy.errors.Error):
@@ -150,6 +165,13 @@ class Private:
             time.sleep(0.05)
         raise AssertionError((self._folder / "log").read_text())
 
+    def freeze(self) -> None:
+        """Stop every thread of it where it is; from here on it acknowledges nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        while any(_state(task / "stat") not in "TZ" for task in tasks.iterdir()):
+            time.sleep(0.001)
+
     def kill(self) -> None:
         """Kill it as a crash would."""
         self._process.kill()
@@ -159,6 +181,14 @@ class Private:
         """End it and leave nothing behind."""
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _state(stat: Path) -> str:
+    """Return the kernel's letter for a thread: T is stopped, Z is dead or gone."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
 
 
 @contextlib.contextmanager

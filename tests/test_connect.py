@@ -53,8 +53,21 @@ def test_a_url_that_cannot_work_says_which_would(url, advice):
 def test_a_mysql_url_gives_the_engine_its_options():
     engine = connect("mysql://u%40x:p%2Fw@h:3307/db?table_prefix=mine_&pool_max=3&pool_min=0")
     assert (engine.where, engine.table_prefix, engine._pool_max) == ("db at h:3307", "mine_", 3)
-    made = engine._driver._connect.keywords
+    made = engine._driver.hosts[0].keywords
     assert (made["user"], made["password"], made["ssl"]) == ("u@x", b"p/w", None)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "places"),
+    [
+        ("h1,h2:3307", [("h1", 3306), ("h2", 3307)]),
+        ("u:p%2C@h1:1,h2:2,h3:3", [("h1", 1), ("h2", 2), ("h3", 3)]),
+        ("[::1]:1,[::2]", [("::1", 1), ("::2", 3306)]),
+    ],
+)
+def test_a_mysql_url_may_name_several_hosts(hosts, places):
+    made = [host.keywords for host in connect(f"mysql://{hosts}/db")._driver.hosts]
+    assert [(one["host"], one["port"]) for one in made] == places
 
 
 @pytest.mark.parametrize(
@@ -66,7 +79,7 @@ def test_a_mysql_url_gives_the_engine_its_options():
     ],
 )
 def test_tls_of_a_mysql_url_says_what_is_checked(query, checks):
-    tls = connect(f"mysql://h/db?{query}")._driver._connect.keywords["ssl"]
+    tls = connect(f"mysql://h/db?{query}")._driver.hosts[0].keywords["ssl"]
     assert (tls.check_hostname, tls.verify_mode) == checks
 
 
@@ -75,6 +88,9 @@ def test_tls_of_a_mysql_url_says_what_is_checked(query, checks):
     [
         ("mysql://u:secret@h", "names no database"),
         ("mysql://u:secret@h:x/db", "percent-encoded"),
+        ("mysql://u:secret@h1,h2:x/db", "percent-encoded"),
+        ("mysql://u:secret@h1,,h2/db", "both sides of each comma"),
+        ("mysql://u:secret@h1,h2/db?unix_socket=/s", "no unix_socket"),
         ("mysql://u:sec/ret@h/db", "percent-encoded"),
         ("mysql://u:secret@h/db?pool=3", "unknown; there are .*pool_max"),
         ("mysql://u:secret@h/db?pool_max=many", "must be a number"),

@@ -17,13 +17,15 @@ import pytest
 from asyncmy.cursors import DictCursor
 
 from faults.proxy import Proxy
-from servers_mysql import database, private, server
+from servers import free_port
+from servers_mysql import Private, database, private, server
 from threadline import (
     DatabaseSessionService,
     EngineClosedError,
     InvalidInputError,
     NewerSchemaError,
     OutdatedSchemaError,
+    ReadOnlyDatabaseError,
     StaleSessionError,
     StorageError,
     UnsupportedUrlError,
@@ -390,35 +392,51 @@ def test_every_connection_is_killed_under_load_and_no_caller_notices(fresh):
     assert killed > 0
 
 
-def test_a_server_that_is_killed_and_comes_back_has_every_event_once():
-    """`kill -9` of the server under load: callers wait for it, and notice nothing."""
-    own = private()
-    own.server.run("CREATE DATABASE IF NOT EXISTS agents")
+def test_the_next_host_is_used_where_one_does_not_answer(fresh):
+    at = server()
+    engine = engine_of(fresh, host="127.0.0.1", port=free_port(), other_hosts=[(at.host, at.port)])
+    assert on_engine(engine, created).revision == 0
+
+
+@pytest.fixture
+def two_hosts():
+    """Return two servers, each with an empty database and a user whom read_only stops."""
+    two = Private()
+    try:
+        two.start()
+        hosts = [private().server, two.server]
+        for host in hosts:
+            host.run(
+                "CREATE OR REPLACE DATABASE hosts",
+                "CREATE OR REPLACE USER agent",
+                "GRANT ALL ON hosts.* TO agent",
+            )
+        yield hosts
+        for host in hosts:
+            host.run("SET GLOBAL read_only = 0")
+    finally:
+        two.remove()
+
+
+def test_a_host_that_becomes_read_only_is_left_for_the_next(two_hosts):
+    one, two = two_hosts
+    url = f"mysql://agent@127.0.0.1:{one.port},127.0.0.1:{two.port}/hosts?pool_max=1"
 
     async def use(service):
-        sessions = [await service.create_session(**IDS) for _ in range(8)]
-        is_back = asyncio.Event()
+        await service.create_session(**IDS, session_id="first")
+        await asyncio.to_thread(on_service, two.url("hosts"), create_second)
+        await asyncio.to_thread(one.run, "SET GLOBAL read_only = 1")
+        await service.create_session(**IDS, session_id="third")
+        return await service.list_sessions(app_name=IDS["app_name"])
 
-        async def write(session):
-            number = 0
-            while not is_back.is_set() or number < 20:
-                await service.append_event(session, say(str(number), state={"n": number}))
-                number += 1
-            return number
+    def create_second(service):
+        return service.create_session(**IDS, session_id="second")
 
-        writers = [asyncio.create_task(write(session)) for session in sessions]
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread(own.kill)
-        await asyncio.to_thread(own.start)
-        is_back.set()
-        counts = await asyncio.gather(*writers)
-        for session, count in zip(sessions, counts, strict=True):
-            found = await service.get_session(**IDS, session_id=session.id)
-            texts = [event.content.parts[0].text for event in found.events]
-            assert texts == [str(number) for number in range(count)]
-            assert found.state["n"] == count - 1
-
-    on_service(own.server.url("agents"), use)
+    listed = on_service(url, use)
+    assert {session.id for session in listed.sessions} == {"second", "third"}
+    two.run("SET GLOBAL read_only = 1")
+    with pytest.raises(ReadOnlyDatabaseError, match="none of the hosts takes writes"):
+        on_service(url, create_second, busy_timeout_s=0.1)
 
 
 def commits(request):

@@ -70,6 +70,7 @@ def connect(
     `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`,
     `postgresql://user:password@host/database` and `mysql://user:password@host/database` work,
     and so do the spellings with a driver that SQLAlchemy users have; `memory://` keeps nothing.
+    A MySQL URL may name several hosts, `mysql://user@host1,host2:3307/database`.
     What follows `busy_timeout_s` is for databases with a server, and may stand in the URL too
     (`?pool_max=20`): `schema` for PostgreSQL, `table_prefix` for MySQL. `connect_with` makes a
     connection in the driver's stead: of (url, **options) for PostgreSQL, of nothing for MySQL.
@@ -288,7 +289,8 @@ def _mysql(url: str, rest: str, busy_timeout_s: float, given: dict[str, Any]) ->
         ) from error
     try:
         parts = urlsplit(f"mysql://{rest}")
-        port = parts.port or 3306
+        hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+        places = [(host.hostname or "", host.port or 3306) for host in hosts]
     except ValueError:  # it would quote the password, where that holds an unquoted slash
         raise UnsupportedUrlError(
             f"{_shown(url)} has no valid host and port; characters such as / # ? @ in a password "
@@ -301,6 +303,12 @@ def _mysql(url: str, rest: str, busy_timeout_s: float, given: dict[str, Any]) ->
             "characters such as / # ? @ in a password percent-encoded."
         )
     options = _options(parts.query, _MYSQL_OPTIONS) | given
+    (host, port), *others = places
+    if others and (not all(host for host, _ in places) or "unix_socket" in options):
+        raise UnsupportedUrlError(
+            f"{_shown(url)} must name a host on both sides of each comma, and no unix_socket; "
+            "write mysql://user:password@host1:3306,host2:3306/database."
+        )
     if options.pop("charset", "utf8mb4") != "utf8mb4":
         raise UnsupportedUrlError("threadline speaks utf8mb4; leave charset= out of the URL.")
     if "connect_timeout" in options:
@@ -309,8 +317,9 @@ def _mysql(url: str, rest: str, busy_timeout_s: float, given: dict[str, Any]) ->
         raise InvalidInputError("MySQL has no schema inside a database; use table_prefix.")
     tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
     return MysqlEngine(
-        host=parts.hostname or "127.0.0.1",
+        host=host or "127.0.0.1",
         port=port,
+        other_hosts=others,
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password or ""),
         database=database,

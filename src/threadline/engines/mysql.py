@@ -3,7 +3,8 @@
 An append is one packet and one transaction: a compare in an UPDATE, an INSERT that fails where
 the compare did, and a COMMIT which the server does not reach after a failure. A stale handle
 and a repeated event take a second way, in a transaction that locks the session's row. Every
-transaction is tried again, within a time, after a deadlock or a lost connection.
+transaction is tried again, within a time, after a deadlock or a lost connection. In a Galera
+cluster every statement is a packet of its own.
 
 The driver is asyncmy: aiomysql 0.3.2 beside PyMySQL 1.2.4 raises TypeError on bytes parameters.
 """
@@ -76,8 +77,9 @@ class MysqlEngine:
     """Sessions in a MySQL or MariaDB database.
 
     `connect_with` makes a new connection of asyncmy, for credentials that change; without it, one
-    is made of host, port, user, password, database, unix_socket and tls. Every event loop that
-    uses it has a pool of its own, of `pool_min` to `pool_max` connections. `busy_timeout_s` bounds
+    is made of host, port, user, password, database, unix_socket and tls. Each of `other_hosts` is
+    tried in turn where the one before is away or takes no writes. Every event loop that uses the
+    engine has a pool of its own, of `pool_min` to `pool_max` connections. `busy_timeout_s` bounds
     the wait for locks, for a free connection and for a server that went away.
     """
 
@@ -90,6 +92,7 @@ class MysqlEngine:
         database: str,
         host: str = "127.0.0.1",
         port: int = 3306,
+        other_hosts: Sequence[tuple[str, int]] = (),
         user: str | None = None,
         password: str = "",
         unix_socket: str | None = None,
@@ -112,30 +115,34 @@ class MysqlEngine:
                 f"The pool needs 0 <= pool_min <= pool_max and a connection, got {pool_min} and "
                 f"{pool_max}."
             )
-        self.where = f"{database} at {unix_socket or f'{host}:{port}'}"
+        hosts = [(host, port), *other_hosts]
+        self.where = f"{database} at {unix_socket or ','.join(f'{h}:{p}' for h, p in hosts)}"
         self.table_prefix = table_prefix
         self._database = database
         self._sql = load(table_prefix, isolation)
         self._pool_min = pool_min
         self._pool_max = pool_max
         self._busy_timeout_s = busy_timeout_s
-        connect = connect_with or functools.partial(
-            asyncmy.connect,
-            host=host,
-            port=port,
-            user=user,
-            password=password.encode(),  # the driver would want Latin-1
-            database=database,
-            unix_socket=unix_socket,
-            ssl=tls,
-            connect_timeout=connect_timeout_s,
-            autocommit=None,
-            charset="utf8mb4",
-        )
+        connections: list[Callable[[], Awaitable[DriverConnection]]] = [
+            functools.partial(
+                asyncmy.connect,
+                host=host,
+                port=port,
+                user=user,
+                password=password.encode(),  # the driver would want Latin-1
+                database=database,
+                unix_socket=unix_socket,
+                ssl=tls,
+                connect_timeout=connect_timeout_s,
+                autocommit=None,
+                charset="utf8mb4",
+            )
+            for host, port in hosts
+        ]
         driver = MysqlDriver(
-            connect,
+            [connect_with] if connect_with else connections,
             where=self.where,
-            preparation=self._sql["prepare_connection"],
+            sql=self._sql,
             busy_timeout_s=busy_timeout_s,
         )
         self._driver = driver

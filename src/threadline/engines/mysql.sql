@@ -5,7 +5,14 @@ SET NAMES utf8mb4;
 SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,
     innodb_lock_wait_timeout = %(lock_timeout_s)s;
 SET SESSION TRANSACTION ISOLATION LEVEL {isolation};
-SELECT @@max_allowed_packet
+SHOW GLOBAL VARIABLES WHERE Variable_name IN ('max_allowed_packet', 'read_only', 'wsrep_on')
+
+-- name: catch_up
+-- Wait until a Galera node has applied what the cluster had committed by now: who comes from
+-- another node finds here what was acknowledged there.
+SET SESSION wsrep_sync_wait = 1;
+SELECT 1;
+SET SESSION wsrep_sync_wait = DEFAULT
 
 -- name: begin
 -- A write; its first read is one that locks, so whatever it reads later is as new.

@@ -83,6 +83,7 @@ class Desk:
                 except (asyncmy.errors.Error, OSError) as error:
                     if code_of(error) in LOST:
                         self.pool.empty()  # where one was cut off, the others were too
+                        self._driver.pass_over(db, error)
                         if db.is_final:
                             raise OutcomeUnknownError(*error.args) from error
                         raise

@@ -20,6 +20,8 @@ from threadline.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from threadline.engines.mysql_text import Sql
+
 Row = tuple[Any, ...]
 
 LOCK_WAIT_MAX_S = 5.0
@@ -58,6 +60,7 @@ LOST = {
     3032,  # the server is going offline
     4031,  # MySQL: disconnected because of inactivity
 }
+_NOT_HERE = {1047, 1290, 1836}  # of those, what another host may be able to do
 
 
 class Connection:
@@ -65,6 +68,8 @@ class Connection:
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
+        self.host = 0
+        self.is_galera = False
         self.packet_max = 1 << 20
         self.is_final = False
         self.is_spoilt = False
@@ -101,15 +106,21 @@ class Connection:
 
     def _packets(self, statements: Sequence[str]) -> Iterator[tuple[bytes, int]]:
         """Join statements to as few packets as the server takes."""
-        if sum(map(len, statements)) + len(statements) < self.packet_max:
-            yield _encoded(statements), len(statements)
-            return
         if (longest := max(map(len, statements))) + 1 >= self.packet_max:
             raise InvalidInputError(
                 f"A statement of {longest:,} bytes is more than the server takes: its "
                 f"max_allowed_packet is {self.packet_max:,}. Nothing was written. Raise it on "
                 "the server, or store large content elsewhere (an artifact) and its name here."
             )
+        if self.is_galera:
+            # A transaction that gives way to another node's between two statements of one packet
+            # is rolled back without an error, and the server commits the rest without it.
+            for statement in statements:
+                yield _encoded([statement]), 1
+            return
+        if sum(map(len, statements)) + len(statements) < self.packet_max:
+            yield _encoded(statements), len(statements)
+            return
         packet: list[str] = []
         size = 0
         for statement in statements:
@@ -130,30 +141,61 @@ class MysqlDriver:
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[Any]],
+        hosts: Sequence[Callable[[], Awaitable[Any]]],
         *,
         where: str,
-        preparation: str,
+        sql: Sql,
         busy_timeout_s: float,
     ) -> None:
         self.where = where
         self.busy_timeout_s = busy_timeout_s
-        self._connect = connect
+        self.hosts = hosts
+        self._host = 0
+        self._sql = sql
         # One that waits longer tries again, and does not hold up the others meanwhile.
         lock_timeout_s = max(1, round(min(busy_timeout_s, LOCK_WAIT_MAX_S)))
-        self._preparation = bind(preparation, lock_timeout_s=lock_timeout_s)
+        self._preparation = bind(sql["prepare_connection"], lock_timeout_s=lock_timeout_s)
 
     async def connect(self) -> Connection:
-        """Make a connection, and ask how large a packet the server takes."""
-        driver = await self._connect()
+        """Connect to the host that answered last, or to the next one that takes writes."""
+        first = place = self._host
+        while True:
+            try:
+                db = await self._connect(self.hosts[place])
+            except (asyncmy.errors.Error, OSError) as error:
+                place = (place + 1) % len(self.hosts)
+                if place == first or code_of(error) not in LOST | ROLLED_BACK:
+                    raise
+            else:
+                self._host = db.host = place
+                return db
+
+    async def _connect(self, connect: Callable[[], Awaitable[Any]]) -> Connection:
+        driver = await connect()
         try:
             db = Connection(driver)
-            ((row,),) = await db.fetch(self._preparation)
-            db.packet_max = row[0]
+            (rows,) = await db.fetch(self._preparation)
+            server: dict[str, str] = dict(rows)
+            db.packet_max = int(server["max_allowed_packet"])
+            db.is_galera = server.get("wsrep_on") == "ON"
+            if len(self.hosts) > 1:
+                await self._check_host(db, server)
         except BaseException:
             driver.close()
             raise
         return db
+
+    async def _check_host(self, db: Connection, server: dict[str, str]) -> None:
+        """Refuse one of several hosts that takes no writes, or is behind the others for long."""
+        if server.get("read_only", "OFF") != "OFF":
+            raise asyncmy.errors.OperationalError(1290, "none of the hosts takes writes")
+        if db.is_galera:
+            await db.fetch(self._sql["catch_up"])
+
+    def pass_over(self, db: Connection, error: BaseException) -> None:
+        """Try another host next, if that may be able to do what this one was not."""
+        if code_of(error) in _NOT_HERE and db.host == self._host:
+            self._host = (self._host + 1) % len(self.hosts)
 
     def is_lost(self, db: Connection) -> bool:
         """Tell whether a connection was interrupted, or the server has hung up."""
