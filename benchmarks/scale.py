@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Scale:
     grown_keys: int = 10_000
     small_session: int = 1_000
     large_session: int = 100_000
+
+    def on_server(self) -> Scale:
+        """Return the counts where a commit takes longer and a screen holds more."""
+        return replace(self, newest=2 * self.newest, grown_events=self.grown_events // 5)
 
 
 FULL = Scale()
