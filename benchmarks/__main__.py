@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import aims, disk, engines, growth, imports, machine, memory, report, rounds
+from benchmarks import aims, apps, disk, engines, growth, imports, machine, memory, report, rounds
 from benchmarks.peers import Threadline
 from benchmarks.results import Failure, Results
 from benchmarks.scale import FULL, QUICK, Scale
@@ -33,6 +33,7 @@ NAMES = {
     engine: (
         *(workload.name for workload in WORKLOADS if engine in workload.stores),
         *((imports.NAME,) if engine == "sqlite" else ()),
+        apps.NAME,
         disk.NAME,
         growth.NAME,
         *((memory.NAME,) if engine == "sqlite" else ()),
@@ -42,10 +43,10 @@ NAMES = {
 """What is measured on each engine."""
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@cli.command()
 def main(
     engine: Annotated[
         str, typer.Option(help=f"Where to measure: {', '.join(engines.ENGINES)}.")
@@ -127,6 +128,7 @@ async def _measure(
     if imports.NAME in wanted:
         imports.run(results, scale, say)
     for name, figures in (
+        (apps.NAME, apps.run(results, scale, engine, say)),
         (disk.NAME, disk.run(results, scale, engine, say)),
         (growth.NAME, growth.run(results, scale, engine, output, say)),
         (memory.NAME, memory.run(results, scale, engine, say)),
@@ -143,4 +145,4 @@ async def _measure(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m benchmarks")
+    cli(prog_name="python -m benchmarks")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import disk, growth, imports, memory
+from benchmarks import apps, disk, growth, imports, memory
 from benchmarks.limit import RawMysql, RawPostgres, RawSqlite
 from benchmarks.peers import (
     AdkDatabase,
@@ -94,6 +94,7 @@ def _on_mysql(results: Results) -> list[Verdict]:
 def _costs(results: Results, scale: Scale) -> list[Verdict]:
     """Return the aims that every engine has."""
     return [
+        *_at_most(results, apps.NAME, apps.RATIO, 1.1),
         *(
             verdict
             for turns in scale.turns

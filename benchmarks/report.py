@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from benchmarks import disk, growth, imports, memory, peers
+from benchmarks import apps, disk, growth, imports, memory, peers
 from benchmarks.aims import FLAT
 from benchmarks.results import ROUNDS_MIN
 from benchmarks.workloads import WORKLOADS
@@ -107,6 +107,7 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
         sections.append(section)
     for name, title, text, image in (
         (imports.NAME, f"{imports.TITLE}: figures", "", ""),
+        (apps.NAME, f"{apps.TITLE} (`{apps.NAME}`)", apps.describe(scale), ""),
         (disk.NAME, f"{disk.TITLE} (`{disk.NAME}`)", disk.describe(scale, results.engine), ""),
         (
             growth.NAME,

@@ -16,6 +16,8 @@ class Scale:
     events: int = 1_000
     history: int = 10_000
     newest: int = 10
+    apps: int = 200
+    appends_of_app: int = 50
     listed: int = 10_000
     page: int = 50
     state_keys: int = 10_000
@@ -45,6 +47,8 @@ QUICK = Scale(
     appends_each=2,
     events=60,
     history=200,
+    apps=10,
+    appends_of_app=4,
     listed=100,
     page=20,
     state_keys=200,
