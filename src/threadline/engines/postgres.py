@@ -17,6 +17,7 @@ import secrets
 import threading
 import uuid
 from collections import deque
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -74,6 +75,8 @@ LANES_MAX = 2
 IDLE_MAX_S = 300.0
 CONNECT_TIMEOUT_S = 10.0
 INT64_MAX = 2**63 - 1
+FIRST_OWN_OID = 16384
+"""What has a smaller one was there when the server was installed."""
 
 
 class PostgresEngine:
@@ -327,12 +330,53 @@ class PostgresEngine:
                     revision=head,
                     updated=events[-1].timestamp,
                 )
+            if rebase:
+                appended = await self._append_rebased(job)
+                if appended is not None:
+                    return appended
 
         async def work(db: asyncpg.Connection) -> Appended:
             async with db.transaction(isolation="read_committed"):
                 return await self._append_carefully(db, handle, events, id_keys, rebase, now)
 
         return await desk.run(work)
+
+    async def _append_rebased(self, job: _Append) -> Appended | None:
+        """Append behind whatever is there; None if an event is there already, or no session.
+
+        The row is held for one statement. What the handle has missed is read afterwards, and
+        not with it: it may have been stored while the statement waited for the row.
+        """
+        key, events, known = job.handle.key, job.events, job.handle.revision
+        values = (
+            *(key.owner, key.session, job.handle.incarnation, events[-1].timestamp, job.now),
+            [event.timestamp for event in events],
+            job.id_keys,
+            [event.body for event in events],
+            *_columns(job.delta, 4),
+        )
+
+        async def work(db: asyncpg.Connection) -> int | None:
+            with contextlib.suppress(asyncpg.UniqueViolationError):
+                head: int | None = await db.fetchval(self._sql["append_rebased"], *values)
+                return head
+            return None
+
+        desk = self._desk()
+        head = await desk.run(work)
+        if head is None:
+            return None
+        before = head - len(events)
+        missed = await desk.run(lambda db: self._between(db, key, known, before))
+        if len(missed) != max(before - known, 0):
+            raise SessionNotFoundError(f"The session {key.id!r} was deleted meanwhile.")
+        return Appended(
+            seqs=range(before + 1, head + 1),
+            missed=missed,
+            incarnation=job.handle.incarnation or 0,
+            revision=max(head, known),
+            updated=events[-1].timestamp,
+        )
 
     async def _append_carefully(
         self,
@@ -576,10 +620,30 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """One whose prepared statements have names that no other client of a pooler has."""
+    """One that is ready sooner, and whose prepared statements have names of their own.
+
+    Both methods are the driver's own, so they may go: then it asks more often, and a pooler that
+    keeps prepared statements apart is needed.
+    """
 
     def _get_unique_id(self, prefix: str) -> str:
         return f"threadline_{prefix}_{uuid.uuid4().hex}"
+
+    async def _introspect_types(
+        self, typeoids: Iterable[int], timeout: float | None
+    ) -> tuple[Any, Any]:
+        """Ask once, and not in every connection, what an array of a built-in type holds."""
+        wanted = frozenset(typeoids)
+        if wanted in _BUILT_IN:
+            return _BUILT_IN[wanted], _ASKED_BEFORE
+        found, statement = await super()._introspect_types(typeoids, timeout)
+        if max(wanted) < FIRST_OWN_OID:  # the same on every server
+            _BUILT_IN[wanted] = found
+        return found, statement
+
+
+_BUILT_IN: dict[frozenset[int], Any] = {}
+_ASKED_BEFORE = SimpleNamespace(name="none that would have to be prepared again")
 
 
 class _Settings:
