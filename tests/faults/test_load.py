@@ -13,6 +13,7 @@ import pytest
 
 import servers
 import servers_mysql
+from threadline import DatabaseSessionService, Event, InvalidInputError
 
 from .competition import Competition, check_store, hold
 
@@ -110,3 +111,56 @@ def test_killed_connections_cost_no_event_no_error_and_no_file(
         assert after < before + POOL_MAX
         assert idle <= after
     assert database.count(database.url) == 0
+
+
+# -- large events -----------------------------------------------------------------------
+
+LARGE = 64 << 20
+KEY = {"app_name": "app", "user_id": "user", "session_id": "large"}
+
+
+def packet_max() -> int:
+    """Return how many bytes the MySQL server takes at once."""
+    ((size,),) = servers_mysql.server().run("SELECT @@max_allowed_packet")
+    return int(size)
+
+
+@pytest.mark.soak
+def test_an_event_near_the_servers_limit_comes_back_equal(
+    database: Database, report: Callable[[str], None]
+) -> None:
+    is_mysql = database.url.startswith("mysql")
+    text = "x" * ((min(LARGE, packet_max()) if is_mysql else LARGE) - 4096)
+
+    async def use() -> None:
+        async with DatabaseSessionService(database.url) as service:
+            session = await service.create_session(**KEY)
+            await service.append_event(session, Event(author="user", content=text))
+            found = await service.get_session(**KEY)
+            assert found is not None
+            content = found.events[0].content
+            assert content is not None
+            assert content.parts is not None
+            assert content.parts[0].text == text
+
+    asyncio.run(use())
+    report(f"an event of {len(text):,} bytes came back equal")
+
+
+@pytest.mark.soak
+def test_an_event_beyond_max_allowed_packet_is_refused_and_nothing_is_written() -> None:
+    limit = packet_max()
+    with servers_mysql.database() as name:
+
+        async def use() -> None:
+            async with DatabaseSessionService(servers_mysql.server().url(name)) as service:
+                session = await service.create_session(**KEY)
+                # The second one fits as it is, but not as it is written in SQL.
+                for text in ("x" * max(LARGE, limit), '"' * (limit // 3)):
+                    with pytest.raises(InvalidInputError, match="max_allowed_packet"):
+                        await service.append_event(session, Event(author="user", content=text))
+                assert session.revision == 0
+                stored = await service.append_event(session, Event(author="user", content="small"))
+                assert stored.seq == 1
+
+        asyncio.run(use())

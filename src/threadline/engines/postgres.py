@@ -630,13 +630,13 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
         return f"threadline_{prefix}_{uuid.uuid4().hex}"
 
     async def _introspect_types(
-        self, typeoids: Iterable[int], timeout: float | None
+        self, typeoids: Iterable[int], limit_s: float | None
     ) -> tuple[Any, Any]:
         """Ask once, and not in every connection, what an array of a built-in type holds."""
         wanted = frozenset(typeoids)
         if wanted in _BUILT_IN:
             return _BUILT_IN[wanted], _ASKED_BEFORE
-        found, statement = await super()._introspect_types(typeoids, timeout)
+        found, statement = await super()._introspect_types(typeoids, limit_s)
         if max(wanted) < FIRST_OWN_OID:  # the same on every server
             _BUILT_IN[wanted] = found
         return found, statement
