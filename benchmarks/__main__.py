@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import aims, disk, growth, imports, machine, memory, report, rounds
+from benchmarks import aims, apps, disk, engines, growth, imports, machine, memory, report, rounds
 from benchmarks.peers import Threadline
 from benchmarks.results import Failure, Results
 from benchmarks.scale import FULL, QUICK, Scale
@@ -23,50 +23,65 @@ from benchmarks.workloads import WORKLOADS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.engines import Engine
+
 RESULTS = Path(__file__).parent / "results"
 PARTIAL = RESULTS / "partial"
 """Where a run goes that must not replace the report of a whole one."""
 
-NAMES = (
-    *(workload.name for workload in WORKLOADS),
-    imports.NAME,
-    disk.NAME,
-    growth.NAME,
-    memory.NAME,
-)
+NAMES = {
+    engine: (
+        *(workload.name for workload in WORKLOADS if engine in workload.stores),
+        *((imports.NAME,) if engine == "sqlite" else ()),
+        apps.NAME,
+        disk.NAME,
+        growth.NAME,
+        *((memory.NAME,) if engine == "sqlite" else ()),
+    )
+    for engine in engines.ENGINES
+}
+"""What is measured on each engine."""
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@cli.command()
 def main(
+    engine: Annotated[
+        str, typer.Option(help=f"Where to measure: {', '.join(engines.ENGINES)}.")
+    ] = "sqlite",
     rounds: Annotated[int, typer.Option(min=1, help="How often every store is measured.")] = 5,
     quick: Annotated[
         bool, typer.Option("--quick", help="One round of small counts: shows that all of it runs.")
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"A workload to run; may be repeated. One of: {', '.join(NAMES)}."),
+        typer.Option(
+            help=f"A workload to run; may be repeated. One of: {', '.join(NAMES['sqlite'])}."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Where report.md, results.json and the plot go. Default: benchmarks/results, "
+            help="Where report.md, results.json and the plot go. Default: benchmarks/results "
+            "(and the engine's name below it, if it is a server), "
             "or benchmarks/results/partial with --quick or --only."
         ),
     ] = None,
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where the databases are made and removed again."),
+        typer.Option("--dir", help="Where files are made and removed again."),
     ] = None,
 ) -> None:
     """Measure threadline beside other stores and print the ratios."""
-    wanted = tuple(only or NAMES)
-    unknown = set(wanted) - set(NAMES)
+    if engine not in NAMES:
+        raise typer.BadParameter(f"no such engine: {engine}; there are {', '.join(NAMES)}")
+    wanted = tuple(only or NAMES[engine])
+    unknown = set(wanted) - set(NAMES[engine])
     if unknown:
-        raise typer.BadParameter(f"no such workload: {', '.join(sorted(unknown))}")
-    home = output or (PARTIAL if quick or only else RESULTS)
+        raise typer.BadParameter(f"no such workload on {engine}: {', '.join(sorted(unknown))}")
+    home = output or (PARTIAL if quick or only else RESULTS) / engine.removeprefix("sqlite")
     home.mkdir(parents=True, exist_ok=True)
     # The peers warn and log at import and in use; none of it is about the measurement.
     warnings.simplefilter("ignore")
@@ -74,9 +89,20 @@ def main(
 
     console = Console()
     scale = QUICK if quick else FULL
+    scale = scale if engine == "sqlite" else scale.on_server()
     with tempfile.TemporaryDirectory(dir=directory, prefix="threadline-bench-") as temporary:
-        place = Path(temporary)
-        results = Results(machine.environment(place), 1 if quick else rounds, full=not quick)
+        try:
+            place = engines.opened(engine, Path(temporary))
+        except engines.NoServerError as error:
+            console.print(str(error), markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        results = Results(
+            machine.environment() | place.facts(),
+            engine,
+            place.title,
+            1 if quick else rounds,
+            full=not quick,
+        )
         with console.status("starting") as status:
             asyncio.run(_measure(results, scale, wanted, place, home, status.update))
     verdicts = aims.judge(results, scale)
@@ -92,19 +118,20 @@ async def _measure(
     results: Results,
     scale: Scale,
     wanted: tuple[str, ...],
-    directory: Path,
+    engine: Engine,
     output: Path,
     say: Callable[[str], None],
 ) -> None:
     for workload in WORKLOADS:
         if workload.name in wanted:
-            await rounds.run(workload(scale), results, directory, say)
+            await rounds.run(workload(scale, engine.name), results, engine, say)
     if imports.NAME in wanted:
         imports.run(results, scale, say)
     for name, figures in (
-        (disk.NAME, disk.run(results, scale, directory, say)),
-        (growth.NAME, growth.run(results, scale, directory, output, say)),
-        (memory.NAME, memory.run(results, scale, directory, say)),
+        (apps.NAME, apps.run(results, scale, engine, say)),
+        (disk.NAME, disk.run(results, scale, engine, say)),
+        (growth.NAME, growth.run(results, scale, engine, output, say)),
+        (memory.NAME, memory.run(results, scale, engine, say)),
     ):
         if name not in wanted:
             figures.close()
@@ -118,4 +145,4 @@ async def _measure(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m benchmarks")
+    cli(prog_name="python -m benchmarks")

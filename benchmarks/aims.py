@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import disk, growth, imports, memory
-from benchmarks.limit import RawSqlite
+from benchmarks import apps, disk, growth, imports, memory
+from benchmarks.limit import RawMysql, RawPostgres, RawSqlite
 from benchmarks.peers import (
     AdkDatabase,
     AdkMemory,
+    AdkOnServer,
     AdkSqlite,
     OpenAiAgents,
     Threadline,
@@ -38,6 +39,11 @@ class Verdict:
 
 def judge(results: Results, scale: Scale) -> list[Verdict]:
     """Return the aims that the run measured, in the order of the workloads."""
+    aims = {"sqlite": _on_sqlite, "postgres": _on_postgres, "mysql": _on_mysql}
+    return [*aims[results.engine](results), *_costs(results, scale)]
+
+
+def _on_sqlite(results: Results) -> list[Verdict]:
     return [
         *_ratio(results, "sequence", AdkDatabase, 15),
         *_ratio(results, "sequence", AdkSqlite, 8),
@@ -60,6 +66,35 @@ def judge(results: Results, scale: Scale) -> list[Verdict]:
         ),
         *_at_most(results, imports.NAME, "import threadline", 50),
         *_at_most(results, imports.NAME, "drivers and frameworks loaded", 0),
+        *_at_most(results, memory.NAME, "large session over small session", FLAT),
+    ]
+
+
+def _on_postgres(results: Results) -> list[Verdict]:
+    return [
+        *_ratio(results, "sequence", AdkOnServer, 8),
+        *_ratio(results, "sequence", RawPostgres, 0.7),
+        *_ratio(results, "concurrent", AdkOnServer, 20),
+        *_ratio(results, "concurrent", RawPostgres, 1),
+        *_ratio(results, "get", AdkOnServer, 25, measures=(CALL, CALL_AND_READ)),
+        *_ratio(results, "page", AdkOnServer, 50),
+    ]
+
+
+def _on_mysql(results: Results) -> list[Verdict]:
+    return [
+        *_ratio(results, "sequence", AdkOnServer, 6),
+        *_ratio(results, "sequence", RawMysql, 0.7),
+        *_ratio(results, "concurrent", AdkOnServer, 14),
+        *_ratio(results, "get", AdkOnServer, 25, measures=(CALL, CALL_AND_READ)),
+        *_ratio(results, "page", AdkOnServer, 50),
+    ]
+
+
+def _costs(results: Results, scale: Scale) -> list[Verdict]:
+    """Return the aims that every engine has."""
+    return [
+        *_at_most(results, apps.NAME, apps.RATIO, 1.1),
         *(
             verdict
             for turns in scale.turns
@@ -67,7 +102,6 @@ def judge(results: Results, scale: Scale) -> list[Verdict]:
         ),
         *_at_most(results, growth.NAME, f"to {scale.grown_events:,} events", FLAT),
         *_at_most(results, growth.NAME, f"to {scale.grown_keys:,} state keys", FLAT),
-        *_at_most(results, memory.NAME, "large session over small session", FLAT),
     ]
 
 
@@ -92,7 +126,7 @@ def _ratio(
             Verdict(
                 f"{workload}{detail} against {peer.name}",
                 f"at least {bound:g}x",
-                f"{ratio:.1f}x" if bound >= 1 else f"{ratio:.2f}x",
+                f"{ratio:.1f}x" if bound > 1 else f"{ratio:.2f}x",
                 ratio >= bound,
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from benchmarks.engines import Engine
     from benchmarks.results import Results
     from benchmarks.scale import Scale
 
@@ -28,20 +28,18 @@ _DECILE = 10
 async def run(
     results: Results,
     scale: Scale,
-    directory: Path,
+    engine: Engine,
     output: Path,
     say: Callable[[str], None],
 ) -> None:
     """Append one by one to a session, time every append, and plot the medians."""
     if missing(Threadline) is not None:
         return
-    home = directory / NAME
-    home.mkdir()
     say(f"{NAME}: {scale.grown_events:,} events in one session")
-    events_s = await _grow(home / "events.db", scale.grown_events, one_key_each=False)
+    events_s = await _grow(await engine.new(), scale.grown_events, one_key_each=False)
     say(f"{NAME}: {scale.grown_keys:,} state keys in one session")
-    keys_s = await _grow(home / "keys.db", scale.grown_keys, one_key_each=True)
-    shutil.rmtree(home)
+    keys_s = await _grow(await engine.new(), scale.grown_keys, one_key_each=True)
+    await engine.clear()
     for what, seconds in (("events", events_s), ("state keys", keys_s)):
         first, last = _deciles(seconds)
         results.figures.append(
@@ -54,20 +52,20 @@ async def run(
                 f"{last * 1e6:,.0f} us in the last",
             )
         )
-    _plot(output / PLOT, events_s, keys_s, say)
+    _plot(output / PLOT, engine.title, events_s, keys_s, say)
 
 
-def describe(scale: Scale) -> str:
+def describe(scale: Scale, title: str) -> str:
     """Return what is done, in one sentence."""
     return (
-        f"One session of threadline on SQLite, appended to one by one: {scale.grown_events:,} "
-        f"events with the usual deltas; then {scale.grown_keys:,} events that each add a state "
-        "key. Run once."
+        f"One session of threadline on {title}, appended to one by one: "
+        f"{scale.grown_events:,} events with the usual deltas; then {scale.grown_keys:,} events "
+        "that each add a state key. Run once."
     )
 
 
-async def _grow(path: Path, count: int, *, one_key_each: bool) -> list[float]:
-    store = Threadline(path)
+async def _grow(url: str, count: int, *, one_key_each: bool) -> list[float]:
+    store = Threadline(url)
     await store.open()
     handle = await store.create("talk")
     seconds = []
@@ -88,7 +86,11 @@ def _deciles(seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def _plot(
-    path: Path, events_s: list[float], keys_s: list[float], say: Callable[[str], None]
+    path: Path,
+    title: str,
+    events_s: list[float],
+    keys_s: list[float],
+    say: Callable[[str], None],
 ) -> None:
     try:
         import matplotlib as mpl  # an option of the `bench` extra
@@ -119,7 +121,7 @@ def _plot(
         panel.legend()
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("one append, microseconds")
-    figure.suptitle("threadline on SQLite, full durability: append time as a session grows")
+    figure.suptitle(f"threadline on {title}, full durability: append time as a session grows")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

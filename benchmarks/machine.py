@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,8 @@ LIBRARIES = (
     "google-adk",
     "sqlalchemy",
     "aiosqlite",
+    "asyncpg",
+    "asyncmy",
     "openai-agents",
     "langgraph",
     "langgraph-checkpoint-sqlite",
@@ -28,17 +29,20 @@ _VIRTUAL = ("/dev/vd", "/dev/xvd", "overlay", "none")
 _SYNCS = 200
 
 
-def environment(directory: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return what a reader has to know of the machine, in the order to be printed."""
-    device, kind = _mount(directory)
     facts = {
         "cores": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "Python": sys.version.split()[0],
-        "SQLite": sqlite3.sqlite_version,
     }
-    facts |= {library: version(library) for library in LIBRARIES}
-    return facts | {
+    return facts | {library: version(library) for library in LIBRARIES}
+
+
+def disk(directory: Path) -> dict[str, str]:
+    """Return what a reader has to know of the disk that holds a directory."""
+    device, kind = _mount(directory)
+    return {
         "file system": f"{kind} on {device}",
         "disk": _disk(device, kind),
         "write and sync of 4 KiB": f"{_sync_s(directory) * 1e6:,.0f} us (median of {_SYNCS})",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from benchmarks.results import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from benchmarks.engines import Engine
     from benchmarks.results import Results
     from benchmarks.scale import Scale
 
@@ -22,13 +21,11 @@ NAME = "page-memory"
 TITLE = "Memory of a page of events"
 
 
-async def run(results: Results, scale: Scale, directory: Path, say: Callable[[str], None]) -> None:
+async def run(results: Results, scale: Scale, engine: Engine, say: Callable[[str], None]) -> None:
     """Trace what list_events allocates in a small and in a large session."""
     if missing(Threadline) is not None:
         return
-    home = directory / NAME
-    home.mkdir()
-    store = Threadline(home / "events.db")
+    store = Threadline(await engine.new())
     await store.open()
     peaks = {}
     for size in (scale.small_session, scale.large_session):
@@ -46,7 +43,7 @@ async def run(results: Results, scale: Scale, directory: Path, say: Callable[[st
             )
         )
     await store.close()
-    shutil.rmtree(home)
+    await engine.clear()
     results.figures.append(
         Figure(
             NAME,

@@ -20,13 +20,17 @@ from benchmarks.conversation import APP, USER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 INSTALL = "pip install -e '.[bench]'"
 
+DRIVERS = {"postgresql": "asyncpg", "mysql": "asyncmy"}
+"""The driver that SQLAlchemy uses for the peers, the one that threadline uses, too."""
+
+SERVER_COMMIT = "the server has committed, as it is set up"
+
 
 class Store:
-    """One store with its data in one file (or in memory)."""
+    """One store with its data in one database (or in memory)."""
 
     name: ClassVar[str]
     """How tables call it."""
@@ -38,8 +42,18 @@ class Store:
     """What its defaults promise when an append returns."""
     ours: ClassVar[bool] = False
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def path(self) -> str:
+        """The file of an SQLite database."""
+        return self.url.removeprefix("sqlite:///")
+
+    def url_for(self, driver: str) -> str:
+        """Return the URL as SQLAlchemy wants it."""
+        scheme, rest = self.url.split("://", 1)
+        return f"{scheme}+{driver}://{rest}"
 
     async def open(self) -> None:
         """Open the store; an empty one is created."""
@@ -151,7 +165,7 @@ class Threadline(AdkVerbs):
     async def open(self) -> None:
         threadline = importlib.import_module("threadline")
         self.models = _threadline_models(threadline)
-        self.service = threadline.DatabaseSessionService(f"sqlite:///{self.path}", **self.options())
+        self.service = threadline.DatabaseSessionService(self.url, **self.options())
 
     def options(self) -> dict[str, Any]:
         """Return what differs from the defaults: nothing."""
@@ -163,6 +177,12 @@ class Threadline(AdkVerbs):
     async def page(self, count: int) -> int:
         listed = await self.service.list_sessions(app_name=APP, user_id=USER, limit=count)
         return len(listed.sessions)
+
+
+class ThreadlineOnServer(Threadline):
+    """The same on PostgreSQL or MySQL, as it comes."""
+
+    durability = SERVER_COMMIT
 
 
 class ThreadlineNormal(Threadline):
@@ -204,7 +224,19 @@ class AdkDatabase(AdkVerbs):
     async def open(self) -> None:
         sessions = importlib.import_module("google.adk.sessions")
         self.models = _adk_models()
-        self.service = sessions.DatabaseSessionService(f"sqlite+aiosqlite:///{self.path}")
+        self.service = sessions.DatabaseSessionService(self.url_for("aiosqlite"))
+
+
+class AdkOnServer(AdkDatabase):
+    """google-adk's DatabaseSessionService on PostgreSQL or MySQL."""
+
+    modules = ("google.adk", "sqlalchemy.ext.asyncio")
+    durability = SERVER_COMMIT
+
+    async def open(self) -> None:
+        sessions = importlib.import_module("google.adk.sessions")
+        self.models = _adk_models()
+        self.service = sessions.DatabaseSessionService(self.url_for(DRIVERS[_scheme(self.url)]))
 
 
 class AdkSqlite(AdkVerbs):
@@ -218,7 +250,7 @@ class AdkSqlite(AdkVerbs):
     async def open(self) -> None:
         module = importlib.import_module("google.adk.sessions.sqlite_session_service")
         self.models = _adk_models()
-        self.service = module.SqliteSessionService(str(self.path))
+        self.service = module.SqliteSessionService(self.path)
 
 
 class AdkMemory(AdkVerbs):
@@ -282,6 +314,58 @@ class OpenAiAgents(Store):
         return text
 
 
+class OpenAiOnServer(OpenAiAgents):
+    """openai-agents' SQLAlchemySession on PostgreSQL or MySQL; all share one engine."""
+
+    name = "openai-agents SQLAlchemySession"
+    modules = ("agents.memory", "sqlalchemy.ext.asyncio")
+    durability = SERVER_COMMIT
+
+    async def open(self) -> None:
+        asyncio_extension = importlib.import_module("sqlalchemy.ext.asyncio")
+        self._session = importlib.import_module("agents.extensions.memory").SQLAlchemySession
+        self._sessions = {}
+        scheme = _scheme(self.url)
+        self._engine = asyncio_extension.create_async_engine(self.url_for(DRIVERS[scheme]))
+        self._makes_tables = scheme != "mysql"
+        if not self._makes_tables:  # its own, since its VARCHARs have no length
+            text = importlib.import_module("sqlalchemy").text
+            async with self._engine.begin() as db:
+                for statement in _OPENAI_ON_MYSQL:
+                    await db.execute(text(statement))
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    async def create(self, session_id: str, state: dict[str, Any] | None = None) -> Any:
+        del state  # it keeps none
+        session = self._sessions[session_id] = self._session(
+            session_id, engine=self._engine, create_tables=self._makes_tables
+        )
+        return session
+
+
+_OPENAI_ON_MYSQL = (
+    """
+    CREATE TABLE agent_sessions (
+        session_id VARCHAR(255) NOT NULL PRIMARY KEY,
+        created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+        updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP
+    )
+    """,
+    """
+    CREATE TABLE agent_messages (
+        id INTEGER NOT NULL AUTO_INCREMENT PRIMARY KEY,
+        session_id VARCHAR(255) NOT NULL,
+        message_data TEXT NOT NULL,
+        created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+        INDEX idx_agent_messages_session_time (session_id, created_at),
+        FOREIGN KEY (session_id) REFERENCES agent_sessions (session_id) ON DELETE CASCADE
+    )
+    """,
+)
+
+
 class LangGraph(Store):
     """langgraph's AsyncSqliteSaver: a graph whose state is a growing list of messages.
 
@@ -309,7 +393,7 @@ class LangGraph(Store):
         builder.add_edge(graph.START, "talk")
         builder.add_edge("talk", graph.END)
         self._open = AsyncExitStack()
-        self._saver = await self._open.enter_async_context(saver.from_conn_string(str(self.path)))
+        self._saver = await self._open.enter_async_context(saver.from_conn_string(self.path))
         self._graph = builder.compile(checkpointer=self._saver)
 
     async def close(self) -> None:
@@ -387,6 +471,10 @@ def version(package: str) -> str:
         if package == "threadline":  # not installed, but on the path
             return f"{importlib.import_module(package).__version__}, from the source tree"
         return "not installed"
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0]
 
 
 def _threadline_models(threadline: Any) -> SimpleNamespace:

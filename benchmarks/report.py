@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from benchmarks import disk, growth, imports, memory, peers
+from benchmarks import apps, disk, growth, imports, memory, peers
 from benchmarks.aims import FLAT
 from benchmarks.results import ROUNDS_MIN
 from benchmarks.workloads import WORKLOADS
@@ -57,10 +57,10 @@ def write(
 ) -> None:
     """Write `report.md` and `results.json`."""
     lines = [
-        "# Benchmark results",
+        f"# Benchmark results on {results.title}",
         "",
         f"Written by `{command}`; run it again to replace this file.",
-        "Read [../README.md](../README.md) for what is measured and how to read it.",
+        "The README of `benchmarks` says what is measured and how to read it.",
         "",
         "## Machine",
         "",
@@ -91,12 +91,13 @@ def write(
 def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[Section]:
     sections = [_aims(results, verdicts)] if verdicts else []
     for kind in WORKLOADS:
+        workload = kind(scale, results.engine)
         timings = [timing for timing in results.timings if timing.workload == kind.name]
         if timings:
-            names = [store.name for store in kind.stores]
+            names = [store.name for store in workload.here]
             section = _times(results, timings, names, kind.reference, kind.unit)
             section.title = f"{kind.title} (`{kind.name}`)"
-            section.text = kind(scale).describe()
+            section.text = workload.describe()
             sections.append(section)
     timings = [timing for timing in results.timings if timing.workload == imports.NAME]
     if timings:
@@ -106,8 +107,14 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
         sections.append(section)
     for name, title, text, image in (
         (imports.NAME, f"{imports.TITLE}: figures", "", ""),
-        (disk.NAME, f"{disk.TITLE} (`{disk.NAME}`)", disk.describe(scale), ""),
-        (growth.NAME, f"{growth.TITLE} (`{growth.NAME}`)", growth.describe(scale), growth.PLOT),
+        (apps.NAME, f"{apps.TITLE} (`{apps.NAME}`)", apps.describe(scale), ""),
+        (disk.NAME, f"{disk.TITLE} (`{disk.NAME}`)", disk.describe(scale, results.engine), ""),
+        (
+            growth.NAME,
+            f"{growth.TITLE} (`{growth.NAME}`)",
+            growth.describe(scale, results.title),
+            growth.PLOT,
+        ),
         (memory.NAME, f"{memory.TITLE} (`{memory.NAME}`)", memory.describe(scale), ""),
     ):
         rows = [
@@ -121,7 +128,9 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
 
 
 def _stores(results: Results) -> Section:
-    kinds = dict.fromkeys(store for workload in WORKLOADS for store in workload.stores)
+    kinds = dict.fromkeys(
+        store for workload in WORKLOADS for store in workload.stores.get(results.engine, ())
+    )
     return Section(
         "Stores",
         "Each with its own defaults. What is not synced can be lost in a power cut.",

@@ -62,6 +62,10 @@ class Results:
     """Everything one run found out."""
 
     environment: dict[str, str]
+    engine: str
+    """Its short name, as in `--engine`."""
+    title: str
+    """How people call it."""
     rounds: int
     full: bool
     """Whether the counts were those of the aims."""

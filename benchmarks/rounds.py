@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from typing import TYPE_CHECKING
 
 from benchmarks.peers import missing
@@ -11,8 +10,8 @@ from benchmarks.results import Failure, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from benchmarks.engines import Engine
     from benchmarks.peers import Store
     from benchmarks.results import Results
     from benchmarks.workloads import Workload
@@ -21,13 +20,11 @@ if TYPE_CHECKING:
 async def run(
     workload: Workload,
     results: Results,
-    directory: Path,
+    engine: Engine,
     say: Callable[[str], None],
 ) -> None:
     """Measure one workload with all its stores and add what was found to the results."""
-    home = directory / workload.name
-    home.mkdir()
-    stores = await _open(workload, results, home, say)
+    stores = await _open(workload, results, engine, say)
     for number in range(results.rounds + 1):  # round 0 is a warm-up
         # Another store begins every round: none is always measured first, or after the same.
         shift = number % len(stores) if stores else 0
@@ -40,23 +37,24 @@ async def run(
                 stores = [other for other in stores if other is not store]
     for store in stores:
         await store.close()
-    shutil.rmtree(home)
+    await engine.clear()
 
 
 async def _open(
-    workload: Workload, results: Results, home: Path, say: Callable[[str], None]
+    workload: Workload, results: Results, engine: Engine, say: Callable[[str], None]
 ) -> list[Store]:
     stores = []
-    for number, kind in enumerate(workload.stores):
+    for kind in workload.here:
         module = missing(kind)
         if module is not None:
             results.missing[kind.name] = module
             continue
         say(f"{workload.name}: preparing {kind.name}")
-        store = kind(home / f"{number}.db")
+        store = kind(await engine.new())
         try:
             await store.open()
             await workload.prepare(store)
+            await engine.settle(store.url)
         except Exception as error:  # one store must not end the run
             _fail(workload, kind.name, error, results)
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Scale:
     events: int = 1_000
     history: int = 10_000
     newest: int = 10
+    apps: int = 200
+    appends_of_app: int = 50
     listed: int = 10_000
     page: int = 50
     state_keys: int = 10_000
@@ -31,6 +33,10 @@ class Scale:
     small_session: int = 1_000
     large_session: int = 100_000
 
+    def on_server(self) -> Scale:
+        """Return the counts where a commit takes longer and a screen holds more."""
+        return replace(self, newest=2 * self.newest, grown_events=self.grown_events // 5)
+
 
 FULL = Scale()
 
@@ -41,6 +47,8 @@ QUICK = Scale(
     appends_each=2,
     events=60,
     history=200,
+    apps=10,
+    appends_of_app=4,
     listed=100,
     page=20,
     state_keys=200,

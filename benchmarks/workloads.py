@@ -12,17 +12,27 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks import conversation
-from benchmarks.limit import RawSqlite
+from benchmarks.limit import (
+    RawMysql,
+    RawMysql64,
+    RawMysqlAutocommit,
+    RawPostgres,
+    RawPostgres64,
+    RawSqlite,
+)
 from benchmarks.peers import (
     AdkDatabase,
     AdkMemory,
+    AdkOnServer,
     AdkSqlite,
     LangGraph,
     OpenAiAgents,
+    OpenAiOnServer,
     Store,
     Threadline,
     ThreadlineMemory,
     ThreadlineNormal,
+    ThreadlineOnServer,
 )
 
 if TYPE_CHECKING:
@@ -32,17 +42,32 @@ if TYPE_CHECKING:
 
 Stores = tuple[type[Store], ...]
 
-WRITERS: Stores = (
-    Threadline,
-    ThreadlineNormal,
-    AdkDatabase,
-    AdkSqlite,
-    OpenAiAgents,
-    LangGraph,
-    RawSqlite,
-)
-READERS: Stores = (Threadline, AdkDatabase, AdkSqlite, OpenAiAgents, LangGraph)
-MEMORY: Stores = (ThreadlineMemory, AdkMemory)
+SERVICES: Stores = (ThreadlineOnServer, AdkOnServer, OpenAiOnServer)
+WRITERS: dict[str, Stores] = {
+    "sqlite": (
+        Threadline,
+        ThreadlineNormal,
+        AdkDatabase,
+        AdkSqlite,
+        OpenAiAgents,
+        LangGraph,
+        RawSqlite,
+    ),
+    "postgres": (*SERVICES, RawPostgres),
+    "mysql": (*SERVICES, RawMysql, RawMysqlAutocommit),
+}
+READERS: dict[str, Stores] = {
+    "sqlite": (Threadline, AdkDatabase, AdkSqlite, OpenAiAgents, LangGraph),
+    "postgres": SERVICES,
+    "mysql": SERVICES,
+}
+KEEPERS: dict[str, Stores] = {
+    "sqlite": (Threadline, AdkDatabase, AdkSqlite, LangGraph),
+    "postgres": (ThreadlineOnServer, AdkOnServer),
+    "mysql": (ThreadlineOnServer, AdkOnServer),
+}
+"""Those that keep state and list sessions."""
+MEMORY: dict[str, Stores] = {"sqlite": (ThreadlineMemory, AdkMemory)}
 
 CALL = "the call"
 CALL_AND_READ = "the call and every text"
@@ -64,12 +89,14 @@ class Workload:
     title: ClassVar[str]
     unit: ClassVar[str]
     """What one operation is."""
-    stores: ClassVar[Stores]
+    stores: ClassVar[dict[str, Stores]]
+    """Who does it, by engine."""
     reference: ClassVar[str] = Threadline.name
     """Which store the others are compared with."""
 
-    def __init__(self, scale: Scale) -> None:
+    def __init__(self, scale: Scale, engine: str) -> None:
         self.scale = scale
+        self.here: Stores = self.stores.get(engine, ())
 
     def describe(self) -> str:
         """Return what is done, with its counts, in one sentence."""
@@ -134,13 +161,18 @@ class Concurrent(Workload):
     name = "concurrent"
     title = "Many sessions at once"
     unit = "append"
-    stores = WRITERS
+    stores = WRITERS | {
+        "postgres": (*WRITERS["postgres"], RawPostgres64),
+        "mysql": (*WRITERS["mysql"], RawMysql64),
+    }
 
     def describe(self) -> str:
         return (
             f"{self.scale.sessions} tasks under one asyncio.gather, each with a session of its "
             f"own and {self.scale.appends_each} appends; the time is the whole divided by all "
-            "appends. The limit does the same appends one after the other."
+            "appends."
+            + " The limit does the same appends one after the other."
+            * (RawSqlite in self.here)
         )
 
     async def measure(self, store: Store, round_number: int) -> dict[str, Sample]:
@@ -178,7 +210,7 @@ class WideState(Workload):
     name = "wide-state"
     title = "Appends to a session with much state"
     unit = "append"
-    stores = (Threadline, AdkDatabase, AdkSqlite, LangGraph)
+    stores = KEEPERS
 
     def describe(self) -> str:
         return (
@@ -241,7 +273,9 @@ class Newest(Workload):
     def describe(self) -> str:
         return (
             f"The newest {self.scale.newest} of {self.scale.history:,} events, through each "
-            "store's own option for it; langgraph has none and loads the list."
+            "store's own option for it."
+            + " langgraph has none and loads the list."
+            * (LangGraph in self.here)
         )
 
     async def prepare(self, store: Store) -> None:
@@ -265,14 +299,15 @@ class Page(Workload):
     name = "page"
     title = "A page of sessions"
     unit = "page"
-    stores = (Threadline, AdkDatabase, AdkSqlite, LangGraph)
+    stores = KEEPERS
 
     def describe(self) -> str:
         return (
             f"A page of {self.scale.page} out of one user's {self.scale.listed:,} sessions with "
-            "one state key each. A store without paging lists them all, as its users must; "
-            "langgraph reads its newest checkpoints until it has seen enough threads. "
-            "openai-agents has no call that lists sessions."
+            "one state key each. A store without paging lists them all, as its users must. "
+            + "langgraph reads its newest checkpoints until it has seen enough threads. "
+            * (LangGraph in self.here)
+            + "openai-agents has no call that lists sessions."
         )
 
     async def prepare(self, store: Store) -> None:

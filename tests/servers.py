@@ -61,6 +61,14 @@ def on_server(url: str, *commands: str) -> list[Any]:
     return asyncio.run(run())
 
 
+def connections(url: str, *, kill: bool = False) -> int:
+    """Return how many connections a database has, from outside of it; kill them if asked to."""
+    parts = urlsplit(url)
+    what = "pg_terminate_backend(pid)" if kill else "pid"
+    query = f"SELECT {what} FROM pg_stat_activity WHERE datname = '{parts.path[1:]}'"
+    return len(on_server(urlunsplit(parts._replace(path="/postgres")), query))
+
+
 class PostgresServer:
     """A server of our own, in a folder of its own, which ends with the process."""
 

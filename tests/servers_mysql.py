@@ -200,3 +200,13 @@ def database(options: str = "") -> Iterator[str]:
         yield name
     finally:
         server().run(f"DROP DATABASE {name}")
+
+
+def connections(url: str, *, kill: bool = False) -> int:
+    """Return how many connections a database has, from outside of it; kill them if asked to."""
+    name = urlsplit(url).path[1:]
+    found = server().run(f"SELECT id FROM information_schema.processlist WHERE db = '{name}'")
+    for (number,) in found if kill else ():
+        with contextlib.suppress(asyncmy.errors.Error):  # it has ended by itself
+            server().run(f"KILL {number}")
+    return len(found)

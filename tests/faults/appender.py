@@ -1,11 +1,13 @@
-"""A child that appends a given number of events, in competition with its siblings.
+"""A child whose writers append a given number of events each, in competition with its siblings.
 
-It waits for a word on stdin before the first append, so that all of them start together.
+It waits for a word on stdin before the first append, so that all of them start together, and
+for another one before it lets go of the database.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from typing import Any
 
@@ -19,6 +21,14 @@ else:
 APP = "shared"
 SESSIONS = {"s0": "ann", "s1": "ann", "s2": "bob", "s3": "bob"}
 KEYS_PER_SCOPE = 5
+
+
+def session_of(writer: int, turn: int, shared_every: int) -> tuple[str, str]:
+    """Return the session and user of a writer's turn: its own one, or in turn one of SESSIONS."""
+    if turn % shared_every:
+        return f"own{writer}", f"user{writer}"
+    # Neighbours begin at different sessions, and meet all the same.
+    return list(SESSIONS.items())[(writer + turn // shared_every) % len(SESSIONS)]
 
 
 def event_of(writer: int, turn: int) -> Event:
@@ -61,24 +71,50 @@ async def append(service: DatabaseSessionService, session: Session, event: Event
         assert session.revision >= refusal.revision
 
 
-async def main() -> None:
-    """Append `events_max` events, in turn to each of the sessions."""
-    work = job()
-    writer = work["writer"]
-    async with DatabaseSessionService(work["url"], on_stale=work["on_stale"]) as service:
-        sessions = []
-        for session_id, user_id in SESSIONS.items():
-            session = await service.get_session(
+async def write(
+    service: DatabaseSessionService, sessions: dict[str, Session], writer: int, work: dict[str, Any]
+) -> None:
+    """Append a writer's events, each to the session of its turn."""
+    for turn in range(work["events_max"]):
+        session_id, _ = session_of(writer, turn, work["shared_every"])
+        say(await append(service, sessions[session_id], event_of(writer, turn)))
+
+
+async def opened(
+    service: DatabaseSessionService, writer: int, work: dict[str, Any]
+) -> dict[str, Session]:
+    """Return a writer's handles."""
+    sessions = {}
+    for turn in range(work["events_max"]):
+        session_id, user_id = session_of(writer, turn, work["shared_every"])
+        if session_id not in sessions:
+            sessions[session_id] = await service.get_or_create_session(
                 app_name=APP, user_id=user_id, session_id=session_id
             )
-            assert session is not None
-            sessions.append(session)
-        say({"ready": writer})
+    return sessions
+
+
+def open_files() -> int:
+    """Return how many files, connections among them, this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def main() -> None:
+    """Let all writers of this process append, and count its open files before and after."""
+    work = job()
+    first = work["process"] * work["writers_each"]
+    async with DatabaseSessionService(work["url"], on_stale=work["on_stale"]) as service:
+        writers = range(first, first + work["writers_each"])
+        handles = {writer: await opened(service, writer, work) for writer in writers}
+        say({"ready": first, "files": open_files()})
         sys.stdin.readline()
-        for turn in range(work["events_max"]):
-            # Neighbours begin at different sessions, and meet all the same.
-            session = sessions[(writer + turn) % len(sessions)]
-            say(await append(service, session, event_of(writer, turn)))
+        await asyncio.gather(
+            *(write(service, sessions, writer, work) for writer, sessions in handles.items())
+        )
+        say({"files": open_files()})
+        await asyncio.sleep(work["idle_s"])
+        say({"op": "done", "files": open_files()})
+        sys.stdin.readline()
 
 
 if __name__ == "__main__":

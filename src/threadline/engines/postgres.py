@@ -270,6 +270,8 @@ class PostgresEngine:
         job = Append(handle, events, rebase, now)
         if handle.incarnation is not None and handle.revision < INT64_MAX:
             outcome = await desk.lanes.append(job)
+            if outcome is None and rebase:
+                outcome = await self._append_rebased(desk, job)
             if outcome is not None:
                 return outcome
 
@@ -278,6 +280,28 @@ class PostgresEngine:
                 return await self._append_carefully(db, job)
 
         return await desk.run(work)
+
+    async def _append_rebased(self, desk: Desk, job: Append) -> Appended | None:
+        """Append behind whatever is there; None if an event is there already, or no session.
+
+        The row is held for one statement. What the handle has missed is read afterwards, and
+        not with it: it may have been stored while the statement waited for the row.
+        """
+        head = await desk.append_rebased(job)
+        if head is None:
+            return None
+        key, known = job.handle.key, job.handle.revision
+        before = head - len(job.events)
+        missed = await desk.run(lambda db: self._between(db, key, known, before))
+        if len(missed) != max(before - known, 0):
+            raise SessionNotFoundError(f"The session {key.id!r} was deleted meanwhile.")
+        return Appended(
+            seqs=range(before + 1, head + 1),
+            missed=missed,
+            incarnation=job.handle.incarnation or 0,
+            revision=max(head, known),
+            updated=job.events[-1].timestamp,
+        )
 
     async def _append_carefully(self, db: asyncpg.Connection, job: Append) -> Appended:
         """Append through a handle that may be stale, skipping the events that are there."""

@@ -70,6 +70,31 @@ WITH head AS (
 )
 SELECT 1 FROM head
 
+-- name: append_rebased
+-- The same at whatever revision the session is, which comes back as it is then. A repeated event
+-- id is an error of the index here, too.
+WITH head AS (
+    UPDATE {schema}.threadline_session
+       SET revision = revision + cardinality($7::bytea[]), updated = $4
+     WHERE owner = $1 AND session = $2 AND incarnation = $3
+       AND (expires IS NULL OR expires > $5)
+    RETURNING revision
+), log AS (
+    INSERT INTO {schema}.threadline_event (owner, session, seq, timestamp, id_key, body)
+    SELECT $1, $2, head.revision - cardinality($7::bytea[]) + e.n, e.timestamp, e.id_key, e.body
+      FROM head,
+           unnest($6::double precision[], $7::bytea[], $8::bytea[])
+           WITH ORDINALITY AS e (timestamp, id_key, body, n)
+), kept AS (
+    INSERT INTO {schema}.threadline_state AS kept (owner, session, key, value)
+    SELECT d.owner, d.session, d.key, d.value
+      FROM head,
+           unnest($9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[])
+           AS d (owner, session, key, value)
+    ON CONFLICT (owner, session, key) DO UPDATE SET value = excluded.value
+)
+SELECT revision FROM head
+
 -- name: append_batch
 -- Appends to many sessions in one transaction, each of which passes or fails alone; returns the
 -- numbers of those that passed. A session that somebody else holds is passed over, not waited

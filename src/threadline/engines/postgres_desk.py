@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,26 +115,33 @@ class Desk:
         place = (handle.key.owner, handle.key.session, handle.incarnation, handle.revision)
         last = events[-1]
         delta = _delta(job)
-        values: list[Any]
+        values: tuple[Any, ...]
         if len(events) == 1 and not delta:
-            statement = self._sql["append_next"]
-            values = [*place, last.timestamp, job.now, job.id_keys[0], last.body]
+            values = (*place, last.timestamp, job.now, job.id_keys[0], last.body)
+            head = await self._append_new("append_next", values)
         else:
-            statement = self._sql["append_next_with_state"]
-            values = [
-                *(*place, last.timestamp, job.now),
-                [event.timestamp for event in events],
-                job.id_keys,
-                [event.body for event in events],
-                *columns(delta, 4),
-            ]
+            values = (*place, last.timestamp, job.now, *_event_columns(job), *columns(delta, 4))
+            head = await self._append_new("append_next_with_state", values)
+        return None if head is None else job.appended()
 
-        async def work(db: asyncpg.Connection) -> Appended | None:
-            try:
-                is_done = await db.fetchval(statement, *values) is not None
-            except asyncpg.UniqueViolationError:  # an event that is there already
-                return None
-            return job.appended() if is_done else None
+    async def append_rebased(self, job: Append) -> int | None:
+        """Append at whatever revision the session is; return the one after it, or None."""
+        handle = job.handle
+        place = (handle.key.owner, handle.key.session, handle.incarnation)
+        values = (
+            *(*place, job.events[-1].timestamp, job.now),
+            *(*_event_columns(job), *columns(_delta(job), 4)),
+        )
+        return await self._append_new("append_rebased", values)
+
+    async def _append_new(self, statement: str, values: Sequence[Any]) -> int | None:
+        """Return what the statement does; None if an event is there already."""
+
+        async def work(db: asyncpg.Connection) -> int | None:
+            with contextlib.suppress(asyncpg.UniqueViolationError):
+                head: int | None = await db.fetchval(self._sql[statement], *values)
+                return head
+            return None
 
         return await self.run(work)
 
@@ -165,6 +173,11 @@ def delta_rows(
 def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
     """Turn rows into the arrays that `unnest` turns into rows."""
     return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _event_columns(job: Append) -> tuple[list[float], list[bytes], list[bytes]]:
+    events = job.events
+    return [event.timestamp for event in events], job.id_keys, [event.body for event in events]
 
 
 def _delta(job: Append) -> list[tuple[bytes, bytes, bytes, bytes]]:

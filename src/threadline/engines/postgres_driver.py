@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,16 +21,38 @@ from threadline.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
 CONNECT_TIMEOUT_S = 10.0
+FIRST_OWN_OID = 16384
+"""What has a smaller one was there when the server was installed."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """One whose prepared statements have names that no other client of a pooler has."""
+    """One that is ready sooner, and whose prepared statements have names of their own.
+
+    Both methods are the driver's own, so they may go: then it asks more often, and a pooler that
+    keeps prepared statements apart is needed.
+    """
 
     def _get_unique_id(self, prefix: str) -> str:
         return f"threadline_{prefix}_{uuid.uuid4().hex}"
+
+    async def _introspect_types(
+        self, typeoids: Iterable[int], limit_s: float | None
+    ) -> tuple[Any, Any]:
+        """Ask once, and not in every connection, what an array of a built-in type holds."""
+        wanted = frozenset(typeoids)
+        if wanted in _BUILT_IN:
+            return _BUILT_IN[wanted], _ASKED_BEFORE
+        found, statement = await super()._introspect_types(typeoids, limit_s)
+        if max(wanted) < FIRST_OWN_OID:  # the same on every server
+            _BUILT_IN[wanted] = found
+        return found, statement
+
+
+_BUILT_IN: dict[frozenset[int], Any] = {}
+_ASKED_BEFORE = SimpleNamespace(name="none that would have to be prepared again")
 
 
 class Link:
