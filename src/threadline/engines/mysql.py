@@ -56,6 +56,7 @@ from threadline.errors import (
 if TYPE_CHECKING:
     import ssl
     from collections.abc import (
+        AsyncIterator,
         Awaitable,
         Callable,
         Coroutine,
@@ -227,6 +228,20 @@ class MysqlEngine:
             else:  # a closed loop has nothing left to let go
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(pool.drop)
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection of its own, which need not be open, to work on other tables."""
+        try:
+            db = await self._connect()
+        except Exception as error:
+            raise _translate(error, self.where) from error
+        try:
+            yield db
+        except asyncmy.errors.Error as error:
+            raise _translate(error, self.where) from error
+        finally:
+            db.close()
 
     def _pool(self) -> _Pool:
         """Return the event loop's own pool: a connection works on the loop it was made on."""

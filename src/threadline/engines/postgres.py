@@ -51,7 +51,7 @@ from threadline.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from threadline.engines.base import (
         EventRow,
@@ -162,6 +162,20 @@ class PostgresEngine:
                 await desk.close()
             elif loop.is_running():
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(desk.close(), loop))
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend a connection of its own, which need not be open, to work on other tables."""
+        try:
+            db = await self._settings.connect()
+        except Exception as error:
+            raise _translate(error, self._settings) from error
+        try:
+            yield db
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise _translate(error, self._settings) from error
+        finally:
+            await db.close()
 
     def _desk(self) -> _Desk:
         loop = asyncio.get_running_loop()
