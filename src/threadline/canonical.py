@@ -242,6 +242,7 @@ def _dump_field(item: Any, kind: Any, as_adk: bool) -> Any:
     return item
 
 
+@functools.lru_cache(maxsize=1024)
 def _options(kind: Any) -> tuple[Any, ...]:
     """The types a declared type allows, beside None."""
     if get_origin(kind) in (Union, types.UnionType):
@@ -275,9 +276,11 @@ def build(kind: Any, value: Any, path: str) -> Any:
     if len(options) > 1:
         return _convert(value, kind, path)
     (kind,) = options
-    origin, item_kind = get_origin(kind), (get_args(kind) or (None,))[-1]
+    if type(value) is kind:  # most fields: a text, a number, a model
+        return value
     if _is_model(kind):
         return _build_model(kind, value, path)
+    origin, item_kind = get_origin(kind), (get_args(kind) or (None,))[-1]
     if origin is frozenset and isinstance(value, set | frozenset | list | tuple):
         return frozenset(value)
     if origin is list and isinstance(value, list | tuple):

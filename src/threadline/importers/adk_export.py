@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from threadline.canonical import Model, dump
-from threadline.connect import connect
 from threadline.engines.sqlite_threads import translate
-from threadline.errors import InvalidInputError, UnsupportedUrlError
-from threadline.importers.adk_source import TABLES
+from threadline.errors import InvalidInputError
+from threadline.importers.adk_source import TABLES, locate
 from threadline.state import split
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 PAGE = 200
 """Sessions that are listed at a time."""
-
-ANSWER_TIMEOUT_S = 3600.0
 
 _COLUMNS = {
     "app_states": ("app_name", "state", "update_time"),
@@ -137,6 +134,8 @@ class _Export:
             cursor = page.next_cursor
             if cursor is None:
                 break
+        if not users:
+            raise InvalidInputError(f"App {app_name!r} has no sessions; nothing was written.")
         self._count(users=len(users))
 
     async def _add_user(self, app_name: str, user_id: str, now: dt.datetime) -> None:
@@ -224,17 +223,10 @@ def _has_unknown_fields(value: Any) -> bool:
 
 
 def _open_target(target: str | Path) -> contextlib.AbstractAsyncContextManager[Target]:
-    if "://" not in str(target):
-        return _sqlite(Path(target))
-    engine = connect(str(target), busy_timeout_s=ANSWER_TIMEOUT_S)
-    match getattr(engine, "dialect", None):
-        case "sqlite" if engine.path != ":memory:":  # type: ignore[attr-defined]
-            return _sqlite(Path(engine.path))  # type: ignore[attr-defined]
-        case "postgres":
-            return _postgres(engine)  # type: ignore[arg-type]
-        case "mysql":
-            return _mysql(engine)  # type: ignore[arg-type]
-    raise UnsupportedUrlError(f"{str(target)!r} keeps nothing; name a file or a server.")
+    place = locate(target)
+    if isinstance(place, Path):
+        return _sqlite(place)
+    return _postgres(place) if place.dialect == "postgres" else _mysql(place)
 
 
 def _ddl(json: str, time: str, key: str) -> list[str]:

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 MODELS = ("google.adk.", "google.genai.", "fastapi.openapi.models")
 """Modules whose classes are models, read as their fields, or enumerations, read as their value."""
 
-SIZE_MAX = 1 << 26
-"""Characters and values that a pickle may unfold to: references make much out of few bytes."""
+UNFOLDED_MAX = 1 << 18
+GROWTH_MAX = 8
+"""Characters and values that a pickle may unfold to in any case, and for each of its bytes.
+
+References make much out of little: a few hundred bytes can stand for more than any memory.
+"""
 
 
 class PickleRefusedError(InvalidInputError):
@@ -70,7 +74,7 @@ def load(data: bytes) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise PickleRefusedError(f"the pickle is damaged: {reason}") from error
     if isinstance(value, Record) and value.kind.is_model and value.kind.name == "EventActions":
-        plain: dict[str, Any] = _Unfolding().plain(value, 0)
+        plain: dict[str, Any] = _Unfolding(len(data)).plain(value, 0)
         return plain
     kind = value.kind if isinstance(value, Record) else type(value).__name__
     raise PickleRefusedError(f"the pickle holds {kind}, not an EventActions.")
@@ -348,15 +352,15 @@ _CALLS: dict[Name, Callable[..., Any]] = {
 class _Unfolding:
     """Turn what the machine made into JSON types, and stop where it grows out of all bounds."""
 
-    def __init__(self) -> None:
-        self._size = 0
+    def __init__(self, pickled: int) -> None:
+        self._left = max(UNFOLDED_MAX, GROWTH_MAX * pickled)
 
     def plain(self, value: Any, depth: int) -> Any:
-        self._size += 1 + (len(value) if isinstance(value, str | bytes | bytearray) else 0)
+        self._left -= 1 + (len(value) if isinstance(value, str | bytes | bytearray) else 0)
         if depth > DEPTH_MAX:
             raise PickleRefusedError(f"the pickle is nested more than {DEPTH_MAX} deep.")
-        if self._size > SIZE_MAX:
-            raise PickleRefusedError(f"the pickle unfolds to more than {SIZE_MAX:,} characters.")
+        if self._left < 0:
+            raise PickleRefusedError("the pickle unfolds to more than it could hold.")
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, Name):

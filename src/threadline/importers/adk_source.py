@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from threadline.connect import connect
+from threadline.engines.memory import MemoryEngine
+from threadline.engines.sqlite import MEMORY
 from threadline.engines.sqlite_threads import translate
 from threadline.errors import InvalidInputError, UnsupportedUrlError
 
@@ -62,20 +64,24 @@ class Source(Protocol):
         """Yield all sessions with their events, and events without a session."""
 
 
+def locate(database: str | Path) -> Any:
+    """Return the Path, or the engine of the server, that a path or SQLAlchemy's URL names."""
+    if "://" not in str(database):
+        return Path(database)
+    url = str(database)
+    engine: Any = connect(url, busy_timeout_s=ANSWER_TIMEOUT_S)
+    path = getattr(engine, "path", None)
+    if isinstance(engine, MemoryEngine) or path == MEMORY:
+        raise UnsupportedUrlError(f"{url!r} is gone when it is closed; name a file or a server.")
+    return engine if path is None else Path(path)
+
+
 def connect_source(source: str | Path) -> contextlib.AbstractAsyncContextManager[Source]:
-    """Return what opens a database by its URL, as SQLAlchemy spells it, or by a file's path."""
-    if "://" not in str(source):
-        return _sqlite(Path(source))
-    url = str(source)
-    engine = connect(url, busy_timeout_s=ANSWER_TIMEOUT_S)
-    match getattr(engine, "dialect", None):
-        case "sqlite" if engine.path != ":memory:":  # type: ignore[attr-defined]
-            return _sqlite(Path(engine.path))  # type: ignore[attr-defined]
-        case "postgres":
-            return _postgres(engine)  # type: ignore[arg-type]
-        case "mysql":
-            return _mysql(engine)  # type: ignore[arg-type]
-    raise UnsupportedUrlError(f"{url!r} is no database of google-adk's: it is empty when opened.")
+    """Return what opens a database for reading, by a file's path or by SQLAlchemy's URL."""
+    place = locate(source)
+    if isinstance(place, Path):
+        return _sqlite(place)
+    return _postgres(place) if place.dialect == "postgres" else _mysql(place)
 
 
 # -- a SQLite file ----------------------------------------------------------------------
