@@ -55,9 +55,7 @@ def load(engine: Any, user_id: str, session_id: str, app_name: str = APP) -> Ses
     async def work() -> Session | None:
         async with EngineSessionService(engine) as service:
             ids = {"app_name": app_name, "user_id": user_id, "session_id": session_id}
-            session = await service.get_session(**ids)
-            assert session is None or len(list(session.events)) >= 0  # decoded while it is open
-            return session
+            return await service.get_session(**ids)
 
     session = asyncio.run(work())
     assert session is not None
