@@ -143,8 +143,14 @@ async def import_adk(
         versions = [row async for row in _rows_of(opened, columns, METADATA)]
         schema = schema_of(opened.name, columns, versions)
         with _Quarantine(None if dry_run or quarantine is None else Path(quarantine)) as kept:
-            run = _Import(opened, schema, zone, kept, None if dry_run else engine)
-            run.overwrite_state = overwrite_state
+            run = _Import(
+                opened,
+                schema,
+                None if dry_run else engine,
+                zone=zone,
+                overwrite_state=overwrite_state,
+                quarantine=kept,
+            )
             return await run.run(columns, on_progress)
 
 
@@ -174,19 +180,20 @@ class _Stored(NamedTuple):
 class _Import:
     """One run: what it reads from, what it writes to, and what it has counted."""
 
-    overwrite_state = False
-
     def __init__(
         self,
         source: Source,
         schema: str,
-        zone: dt.tzinfo,
-        quarantine: _Quarantine,
         engine: Engine | None,
+        *,
+        zone: dt.tzinfo,
+        overwrite_state: bool,
+        quarantine: _Quarantine,
     ) -> None:
         self._source = source
         self._schema = schema
         self._zone = zone
+        self._overwrite_state = overwrite_state
         self._quarantine = quarantine
         self._engine = engine
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -310,7 +317,7 @@ class _Import:
             other[:] = [
                 name for name, value in stored.items() if not _is_same_value(value, state[name])
             ]
-            replaced = other if self.overwrite_state else []
+            replaced = other if self._overwrite_state else []
             return {
                 name: value
                 for name, value in state.items()
@@ -323,7 +330,7 @@ class _Import:
         for name, value in state.items():
             if name in stored and _is_same_value(stored[name], value):
                 continue
-            if name not in other or self.overwrite_state:
+            if name not in other or self._overwrite_state:
                 raise DamagedDataError(
                     f"The key {name!r} of {table} did not come back from the target as it was "
                     "stored. Somebody else writes it, or the store is damaged."
