@@ -210,35 +210,39 @@ def _is_unordered(value: Any) -> bool:
 # -- the slow path ----------------------------------------------------------------------
 
 
-def dump(value: Any) -> Any:
-    """Return a model as JSON types, unknown fields beside the known; leave other values alone."""
+def dump(value: Any, *, as_adk: bool = False) -> Any:
+    """Return a model as JSON types, unknown fields beside the known; leave other values alone.
+
+    `as_adk` gives what google-adk stores: names in snake_case, bytes in URL-safe base64.
+    """
     if not isinstance(value, Model):
         return value
     plain = {
-        field.encode_name: _dump_field(item, field.type)
+        field.name if as_adk else field.encode_name: _dump_field(item, field.type, as_adk)
         for field in _fields(type(value))
         if (item := getattr(value, field.name)) is not None and not _is_default(field, item)
     }
     return {**(value.extra or {}), **plain}
 
 
-def _dump_field(item: Any, kind: Any) -> Any:
+def _dump_field(item: Any, kind: Any, as_adk: bool) -> Any:
     """Go by the declared type: what a user put into a dict is not ours to convert."""
     for option in _options(kind):
         origin, item_kind = get_origin(option), (get_args(option) or (None,))[-1]
         if isinstance(item, Model) and _is_model(option):
-            return dump(item)
+            return dump(item, as_adk=as_adk)
         if isinstance(item, bytes) and option is bytes:
-            return base64.b64encode(item).decode()
+            return (base64.urlsafe_b64encode if as_adk else base64.b64encode)(item).decode()
         if isinstance(item, frozenset) and origin is frozenset:
             return sorted(item)
         if isinstance(item, list) and origin is list and _is_model(item_kind):
-            return [dump(one) for one in item]
+            return [dump(one, as_adk=as_adk) for one in item]
         if isinstance(item, dict) and origin is dict and _is_model(item_kind):
-            return {key: dump(one) for key, one in item.items()}
+            return {key: dump(one, as_adk=as_adk) for key, one in item.items()}
     return item
 
 
+@functools.lru_cache(maxsize=1024)
 def _options(kind: Any) -> tuple[Any, ...]:
     """The types a declared type allows, beside None."""
     if get_origin(kind) in (Union, types.UnionType):
@@ -272,9 +276,11 @@ def build(kind: Any, value: Any, path: str) -> Any:
     if len(options) > 1:
         return _convert(value, kind, path)
     (kind,) = options
-    origin, item_kind = get_origin(kind), (get_args(kind) or (None,))[-1]
+    if type(value) is kind:  # most fields: a text, a number, a model
+        return value
     if _is_model(kind):
         return _build_model(kind, value, path)
+    origin, item_kind = get_origin(kind), (get_args(kind) or (None,))[-1]
     if origin is frozenset and isinstance(value, set | frozenset | list | tuple):
         return frozenset(value)
     if origin is list and isinstance(value, list | tuple):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from threadline.content import Part
+    from threadline.importers.adk import AdkReport
+    from threadline.importers.adk_export import ExportReport
     from threadline.importers.openai_chat import ImportReport
     from threadline.models import Event, Session
     from threadline.store import DatabaseSessionService
@@ -46,9 +48,11 @@ def _group(help: str) -> typer.Typer:
 
 app = _group("Sessions of AI agents in a database: try it, import, look, migrate.")
 import_app = _group("Bring conversations in from elsewhere.")
+export_app = _group("Take conversations out for another system.")
 sessions_app = _group("List, show and delete sessions.")
 db_app = _group("Look at a database's schema and bring it up to date.")
 app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(db_app, name="db")
 
@@ -147,20 +151,9 @@ def import_openai_chat(
     gets the line's `id`, `session_id` or `conversation_id`, else one derived from how the
     conversation opens; the line's other fields become its state.
     """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
     from threadline.importers.openai_chat import import_file
 
-    columns = (
-        TextColumn("Importing"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[events]:,} events"),
-    )
-    console = _console(stderr=True)
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with _one_message(), bar as progress:
-        task = progress.add_task("", events=0)
+    with _one_message(), _progress("Importing") as advance:
         report = _with_service(
             db,
             lambda service: import_file(
@@ -169,9 +162,7 @@ def import_openai_chat(
                 app_name=app_name,
                 user_id=user_id,
                 skip_bad=skip_bad,
-                on_progress=lambda at: progress.update(
-                    task, completed=at.bytes_read, total=at.bytes_total, events=at.events
-                ),
+                on_progress=lambda at: advance(at.bytes_read, at.bytes_total, at.events),
             ),
             create=True,
         )
@@ -192,8 +183,220 @@ def _print_import(report: ImportReport) -> None:
         f"{report.sessions_created:,} sessions created, {report.events_added:,} events added, "
         f"{report.events_present:,} already there{left_out}"
     )
-    rate = report.events_read / report.seconds if report.seconds else 0.0
-    typer.echo(f"{report.seconds:.2f} s, {rate:,.0f} events per second")
+    _print_rate(report.events_read, report.seconds)
+
+
+def _print_rate(events: int, seconds: float) -> None:
+    rate = events / seconds if seconds else 0.0
+    typer.echo(f"{seconds:.2f} s, {rate:,.0f} events per second")
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int | None, int], None]]:
+    """Show a bar on a terminal, and give what moves it: (done, of how many, events)."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[events]:,} events"),
+    )
+    console = _console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("", events=0)
+        yield lambda done, total, events: progress.update(
+            task, completed=done, total=total, events=events
+        )
+
+
+@import_app.command(
+    "adk", epilog="Example: threadline import adk old.db --db sqlite:///./sessions.db --dry-run"
+)
+def import_adk(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="google-adk's database: a SQLite file, or a URL as google-adk takes it.",
+        ),
+    ],
+    db: Db,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and report all of it; write nothing.")
+    ] = False,
+    time_zone: Annotated[
+        str,
+        typer.Option(
+            "--time-zone",
+            metavar="NAME",
+            help="The zone of the processes that wrote a database of before google-adk 1.22.",
+        ),
+    ] = "UTC",
+    overwrite_state: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite-state",
+            help="Where the state of an app or user differs, take the source's values.",
+        ),
+    ] = False,
+    quarantine: Annotated[
+        Path | None,
+        typer.Option(
+            "--quarantine",
+            metavar="FILE",
+            dir_okay=False,
+            help="Where rows that are left out are kept. Default: NAME.quarantine.jsonl here.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Import a database that google-adk wrote, whichever of its releases it was.
+
+    Running it twice adds nothing, and one that was stopped goes on. What was stored is read back
+    and compared. Exit code 1 if rows were left out or the target has something else; the rest is
+    imported in any case.
+    """
+    import asyncio
+
+    from threadline.connect import connect
+    from threadline.importers import adk
+
+    async def run(advance: Callable[[int, int | None, int], None]) -> AdkReport:
+        engine = connect(db)
+        try:
+            return await adk.import_adk(
+                source,
+                engine,
+                time_zone=time_zone,
+                overwrite_state=overwrite_state,
+                quarantine=quarantine or f"{_stem(source)}.quarantine.jsonl",
+                dry_run=dry_run,
+                on_progress=lambda at: advance(at.rows, at.rows_total, at.rows),
+            )
+        finally:
+            await engine.close()
+
+    with _one_message(), _progress("Reading" if dry_run else "Importing") as advance:
+        report = asyncio.run(run(advance))
+    if as_json:
+        from msgspec import to_builtins
+
+        _print_json(to_builtins(report))
+    else:
+        _print_adk_import(report)
+    if not report.is_whole:
+        _fail(
+            f"{len(report.damaged):,} rows could not be read, {len(report.conflicts):,} things are "
+            "otherwise in the target; see above."
+        )
+
+
+def _stem(source: str) -> str:
+    """Return the name of the file or database in a URL."""
+    return Path(source.partition("?")[0]).name or "adk"
+
+
+def _print_adk_import(report: AdkReport) -> None:
+    for left in report.damaged:
+        typer.echo(_visible(f"Left out {left.table} {' '.join(left.key)}: {left.reason}"), err=True)
+    for left in report.conflicts:
+        typer.echo(_visible(f"Kept {left.table} {' '.join(left.key)}: {left.reason}"), err=True)
+    zone = f", times read in {report.time_zone}" if report.time_zone else ""
+    typer.echo(
+        f"google-adk's schema {report.source_schema}{zone}: {report.sessions:,} sessions, "
+        f"{report.events:,} events, {report.orphans:,} events of deleted sessions, "
+        f"{len(report.damaged):,} damaged rows"
+    )
+    if report.temp_keys:
+        typer.echo(f"{report.temp_keys:,} temp: values in events were left out")
+    if report.dry_run:
+        typer.echo("Nothing was written.")
+    else:
+        typer.echo(
+            f"{report.sessions_created:,} sessions created, {report.events_added:,} events added, "
+            f"{report.events_present:,} already there, {report.state_keys_set:,} keys of apps' and "
+            "users' state set; read back and compared"
+        )
+    if report.quarantine:
+        typer.echo(_visible(f"Rows that were left out are in {report.quarantine}"))
+    _print_rate(report.events, report.seconds)
+
+
+# -- export -----------------------------------------------------------------------------
+
+
+@export_app.command(
+    "adk",
+    epilog="Example: threadline export adk adk.db --db sqlite:///./sessions.db --app demo",
+)
+def export_adk(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A new SQLite file, or the URL of a database without tables."
+        ),
+    ],
+    db: Db,
+    app_names: Annotated[
+        list[str], typer.Option("--app", metavar="NAME", help="An app to export; may be repeated.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write sessions and state into a new database that google-adk 2.13 opens.
+
+    Exit code 1 if a session does not fit into google-adk's tables; the others are written.
+    """
+    from threadline.importers import adk_export
+
+    with _one_message(), _progress("Exporting") as advance:
+        report: ExportReport = _with_service(
+            db,
+            lambda service: adk_export.export_adk(
+                service,
+                target,
+                app_names=app_names,
+                on_progress=lambda _, events: advance(0, None, events),
+            ),
+        )
+    if as_json:
+        from msgspec import to_builtins
+
+        _print_json(to_builtins(report))
+    else:
+        _print_export(report)
+    if report.refused:
+        _fail(f"{len(report.refused):,} sessions do not fit into google-adk's tables; see above.")
+
+
+def _print_export(report: ExportReport) -> None:
+    for one in report.refused:
+        typer.echo(_visible(f"Left out session {one.session_id!r}: {one.reason}"), err=True)
+    typer.echo(
+        f"{report.sessions:,} sessions of {report.users:,} users, {report.events:,} events written"
+    )
+    without_place = {
+        "display names": report.display_names,
+        "sets of labels": report.labels,
+        "expiry times": report.expire_times,
+    }
+    for name, count in without_place.items():
+        if count:
+            typer.echo(f"{count:,} {name} were left out: google-adk has no place for them")
+    if report.events_with_unknown_fields:
+        typer.echo(
+            f"{report.events_with_unknown_fields:,} events have fields that google-adk 2.13 may "
+            "not know; it refuses to read sessions that have such a field inside of content or "
+            "actions"
+        )
+    if report.events_moved:
+        typer.echo(
+            f"{report.events_moved:,} events are not later than the one before; their time column "
+            "was moved so that google-adk keeps the order"
+        )
+    _print_rate(report.events, report.seconds)
 
 
 # -- sessions ---------------------------------------------------------------------------

@@ -55,6 +55,7 @@ from threadline.errors import (
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from asyncmy.connection import Connection as DriverConnection
 
@@ -167,6 +168,10 @@ class MysqlEngine:
     async def close(self) -> None:
         """Finish what is queued, then let go of every connection."""
         await self._desks.close()
+
+    def connection(self) -> AbstractAsyncContextManager[DriverConnection]:
+        """Lend a connection of its own, which need not be open, to work on other tables."""
+        return self._driver.lend()
 
     # -- schema -------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import asyncmy
@@ -18,7 +19,7 @@ from threadline.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from threadline.engines.mysql_text import Sql
 
@@ -191,6 +192,20 @@ class MysqlDriver:
             raise asyncmy.errors.OperationalError(1290, "none of the hosts takes writes")
         if db.is_galera:
             await db.fetch(self._sql["catch_up"])
+
+    @contextlib.asynccontextmanager
+    async def lend(self) -> AsyncIterator[Any]:
+        """Make a connection of asyncmy's that no pool has, and close it afterwards."""
+        try:
+            db = await self.hosts[self._host]()
+        except Exception as error:
+            raise self.translate(error) from error
+        try:
+            yield db
+        except asyncmy.errors.Error as error:
+            raise self.translate(error) from error
+        finally:
+            db.close()
 
     def pass_over(self, db: Connection, error: BaseException) -> None:
         """Try another host next, if that may be able to do what this one was not."""

@@ -40,6 +40,7 @@ from threadline.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     import asyncpg
 
@@ -132,6 +133,10 @@ class PostgresEngine:
     async def close(self) -> None:
         """Finish what is queued, then let go of every connection."""
         await self._desks.close()
+
+    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend a connection of its own, which need not be open, to work on other tables."""
+        return self._driver.lend()
 
     # -- schema -------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from threadline.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 CONNECT_TIMEOUT_S = 10.0
 FIRST_OWN_OID = 16384
@@ -123,6 +124,20 @@ class PostgresDriver:
                 self._dsns = sorted(self._dsns, key=dsn.__ne__)
                 return Link(db, has_statements=size > 0)
         raise failure or AssertionError(self._dsns)
+
+    @contextlib.asynccontextmanager
+    async def lend(self) -> AsyncIterator[asyncpg.Connection]:
+        """Make a connection that no pool has, and close it afterwards."""
+        try:
+            link = await self.connect()
+        except Exception as error:
+            raise self.translate(error) from error
+        try:
+            yield link.db
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise self.translate(error) from error
+        finally:
+            await self.leave(link)
 
     def is_lost(self, link: Link) -> bool:
         """Tell whether the server has hung up, or forgets what was prepared."""

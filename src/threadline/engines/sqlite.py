@@ -153,8 +153,8 @@ class SqliteEngine:
         if "threadline_migration" not in tables and {"sessions", "events"} <= tables:
             raise ForeignDatabaseError(
                 f"{self.path} was written by google-adk, whose tables differ from threadline's. "
-                "Give threadline a file of its own; an importer from google-adk's databases "
-                "(`threadline import adk`) is on its way. The file was not changed."
+                "Give threadline a file of its own: `threadline import adk FILE --db URL` copies "
+                "what is in this one. The file was not changed."
             )
         db.execute("PRAGMA busy_timeout = 0")  # the waiting is done by retry_busy
         # Before anything is changed, so that a file we cannot write is named as that.
