@@ -286,7 +286,7 @@ class Page(Workload):
                 raise WrongAnswerError(f"{found} sessions on a page of {self.scale.page}")
 
         seconds, calls = 0.0, 0
-        while _goes_on(self.scale, round_number, calls, seconds):
+        while goes_on(self.scale, round_number, calls, seconds):
             start = perf_counter()
             await page()
             seconds += perf_counter() - start
@@ -308,7 +308,7 @@ async def _read(
     """Time a read, and the read with every text; check the texts, which begin at `first`."""
     call_s = read_s = 0.0
     calls = 0
-    while _goes_on(scale, round_number, calls, read_s):
+    while goes_on(scale, round_number, calls, read_s):
         start = perf_counter()
         events = await load()
         loaded = perf_counter()
@@ -324,7 +324,7 @@ async def _read(
     return {CALL: Sample(call_s, calls), CALL_AND_READ: Sample(read_s, calls)}
 
 
-def _goes_on(scale: Scale, round_number: int, calls: int, seconds: float) -> bool:
+def goes_on(scale: Scale, round_number: int, calls: int, seconds: float) -> bool:
     """Whether to read again: up to `reads` times, fewer where that takes too long."""
     if calls == 0:
         return True

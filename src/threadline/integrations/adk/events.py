@@ -1,0 +1,116 @@
+"""google-adk's events to threadline's and back, by the JSON that both have.
+
+What google-adk's `DatabaseSessionService` turns into JSON types is turned into them here; what
+its JSON would lose, such as NaN, is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from google.adk.events.event import Event as AdkEvent
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from threadline.errors import DamagedDataError, UnsupportedValueError
+from threadline.history import History
+from threadline.models import Event
+from threadline.state import temp_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from threadline.engines.base import EventRow
+
+_log = logging.getLogger(__name__)
+
+
+def to_threadline(event: AdkEvent) -> Event:
+    """Return the event as it is to be stored: JSON types only, without `temp:` keys."""
+    if event.actions.state_delta:
+        delta = to_json_types(event.actions.state_delta)
+        actions = event.actions.model_copy(update={"state_delta": delta})
+        event = event.model_copy(update={"actions": actions})
+    try:
+        data = event.model_dump_json(by_alias=True, exclude_none=True)
+    except PydanticSerializationError:
+        return _to_threadline_slowly(event)
+    # pydantic writes NaN and the infinities as null; most events hold no null at all.
+    return _to_threadline_slowly(event) if "null" in data else Event.from_json(data)
+
+
+def _to_threadline_slowly(event: AdkEvent) -> Event:
+    try:
+        plain = to_jsonable_python(
+            event.model_dump(by_alias=True, exclude_none=True), bytes_mode="base64"
+        )
+    except PydanticSerializationError:
+        try:  # google-adk's own way, which takes the `repr` of what an agent's state holds
+            plain = event.model_dump(mode="json", by_alias=True, exclude_none=True)
+        except PydanticSerializationError as error:
+            raise UnsupportedValueError(f"The event {event.id!r} is not JSON: {error}") from error
+    return Event.from_dict(plain)
+
+
+def to_json_types(delta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state delta in JSON types, without `temp:` keys, by google-adk's rules.
+
+    Tuples become lists, models become dicts, dates become text, and what has no JSON form
+    becomes its `repr`, with a warning.
+    """
+    temp = temp_keys(delta)
+    kept = {key: value for key, value in delta.items() if key not in temp}
+    try:
+        plain: dict[str, Any] = to_jsonable_python(kept)
+    except PydanticSerializationError:
+        try:
+            plain = to_jsonable_python(kept, serialize_unknown=True)
+        except PydanticSerializationError as error:
+            raise UnsupportedValueError(f"The state delta is not JSON: {error}") from error
+        _log.warning("Values in the state delta that are not JSON are stored as their repr.")
+    return plain
+
+
+def rows_of(events: Sequence[Event]) -> Iterator[EventRow]:
+    """Yield the seq and the body of a session's events, decoding none where that is possible."""
+    return (events if isinstance(events, History) else History(events)).rows()
+
+
+def events_of(events: Sequence[Event]) -> list[AdkEvent]:
+    """Return google-adk's events in the place of threadline's."""
+    return [to_adk(row) for row in rows_of(events)]
+
+
+def to_adk(row: EventRow) -> AdkEvent:
+    """Return google-adk's event of a row, or raise DamagedDataError naming its seq."""
+    seq, body = row
+    try:
+        return AdkEvent.model_validate_json(body)
+    except ValidationError:
+        pass  # a lone surrogate, or a field that this google-adk does not know
+    try:
+        return _to_adk_slowly(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise DamagedDataError(f"The event with seq {seq} cannot be read: {error}") from error
+
+
+def _to_adk_slowly(plain: Any) -> AdkEvent:
+    """Leave out what this google-adk forbids, such as an action of a newer release.
+
+    The stored event keeps it.
+    """
+    while True:
+        try:
+            return AdkEvent.model_validate(plain)
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_input=False)
+            unknown = [one["loc"] for one in problems if one["type"] == "extra_forbidden"]
+            if not unknown:
+                raise
+            for path in unknown:
+                holder = plain
+                for step in path[:-1]:
+                    holder = holder[step]
+                del holder[path[-1]]
