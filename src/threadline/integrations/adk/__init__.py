@@ -11,7 +11,7 @@ guarantees. They work wherever google-adk takes a session service: `Runner`, `Ap
 from threadline.errors import MissingExtraError
 
 try:
-    import google.adk.sessions  # noqa: F401 - whether it is there
+    import google.adk  # noqa: F401 - whether it is there
 except ModuleNotFoundError as error:
     if error.name not in ("google", "google.adk"):
         raise

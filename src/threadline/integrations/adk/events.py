@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from google.adk.events.event import Event as AdkEvent
+from google.genai.types import Part
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import PydanticSerializationError, SchemaValidator, to_jsonable_python
 
 from threadline.errors import DamagedDataError, UnsupportedValueError
 from threadline.history import History
@@ -42,16 +43,15 @@ def to_threadline(event: AdkEvent) -> Event:
 
 
 def _to_threadline_slowly(event: AdkEvent) -> Event:
+    plain = event.model_dump(by_alias=True, exclude_none=True)
     try:
-        plain = to_jsonable_python(
-            event.model_dump(by_alias=True, exclude_none=True), bytes_mode="base64"
-        )
+        return Event.from_dict(to_jsonable_python(plain, bytes_mode="base64"))
     except PydanticSerializationError:
-        try:  # google-adk's own way, which takes the `repr` of what an agent's state holds
-            plain = event.model_dump(mode="json", by_alias=True, exclude_none=True)
-        except PydanticSerializationError as error:
-            raise UnsupportedValueError(f"The event {event.id!r} is not JSON: {error}") from error
-    return Event.from_dict(plain)
+        pass
+    try:  # google-adk's own way, which takes the `repr` of what an agent's state holds
+        return Event.from_dict(event.model_dump(mode="json", by_alias=True, exclude_none=True))
+    except PydanticSerializationError:
+        return Event.from_dict(plain)  # the store names what it cannot keep
 
 
 def to_json_types(delta: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def to_adk(row: EventRow) -> AdkEvent:
     """Return google-adk's event of a row, or raise DamagedDataError naming its seq."""
     seq, body = row
     try:
-        return AdkEvent.model_validate_json(body)
+        return cast("AdkEvent", _decoder.validate_json(body))
     except ValidationError:
         pass  # a lone surrogate, or a field that this google-adk does not know
     try:
@@ -114,3 +114,37 @@ def _to_adk_slowly(plain: Any) -> AdkEvent:
                 for step in path[:-1]:
                     holder = holder[step]
                 del holder[path[-1]]
+
+
+# Two validators run in Python for every model inside of an event, and take most of the time of
+# reading one. Neither has anything to say about JSON that an event was written as: one warns of
+# instances of other models, one expands the shorthands of the constructor.
+_NOT_FOR_JSON = {"BaseModel._check_field_type_mismatches", "Event._accept_convenience_kwargs"}
+
+
+def _for_json(schema: Any) -> Any:
+    """Return a core schema of pydantic's without what matters to callers of constructors only."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_for_json, schema))
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind == "function-before":
+        function = schema["function"]["function"]
+        if getattr(function, "__qualname__", "") in _NOT_FOR_JSON:
+            return _for_json(schema["schema"])
+    kept = {key: _for_json(value) for key, value in schema.items()}
+    if kind == "model" and schema["cls"] is Part:
+        kept["custom_init"] = False  # it takes one positional argument, for callers
+    return kept
+
+
+def _make_decoder() -> SchemaValidator:
+    try:
+        # Validators that exist would be taken for the models inside, with what was left out.
+        return SchemaValidator(_for_json(AdkEvent.__pydantic_core_schema__), _use_prebuilt=False)
+    except TypeError:  # a pydantic that knows no such argument
+        return AdkEvent.__pydantic_validator__  # type: ignore[return-value]
+
+
+_decoder = _make_decoder()

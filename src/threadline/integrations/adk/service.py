@@ -17,7 +17,7 @@ from threadline import state as scopes
 from threadline import store
 from threadline.errors import IncompleteReadError
 from threadline.errors import SessionNotFoundError as _SessionNotFoundError
-from threadline.integrations.adk.cache import EventCache
+from threadline.integrations.adk.cache import Cache
 from threadline.integrations.adk.errors import as_adk_errors
 from threadline.integrations.adk.events import (
     events_of,
@@ -34,31 +34,33 @@ if TYPE_CHECKING:
     from google.adk.events.event import Event as AdkEvent
 
     from threadline import service
+    from threadline.engines.base import EventRow
     from threadline.service import OnStale
 
-CACHE_EVENTS = 20_000
+CACHE_BYTES = 64 * 1024 * 1024
 
 
 class ThreadlineSessionService(BaseSessionService):
     """A threadline service with google-adk's interface, models and errors.
 
     `service` is the one underneath, for what google-adk has no verb for: pages of sessions,
-    `patch_state`, expiry. `cache_events` is how many decoded events are kept in memory, of all
+    `patch_state`, expiry. `cache_bytes` bounds the stored events that are remembered, of all
     sessions together, so that a session that is loaded again costs a read of what is new; 0
-    keeps none. With `share_events` those who load one session are handed the same event
-    objects (the list and the state are still their own), which is quicker still, and right
-    where nobody changes the events of a loaded session.
+    remembers none. With `share_events` they are remembered as objects (of several times that
+    size), and those who load one session are handed the same ones, the list and the state
+    still being their own: the quickest way, and right where nobody changes a loaded event.
     """
 
     def __init__(
         self,
         service: service.BaseSessionService,
         *,
-        cache_events: int = CACHE_EVENTS,
+        cache_bytes: int = CACHE_BYTES,
         share_events: bool = False,
     ) -> None:
         self.service = service
-        self._cache = EventCache(cache_events, share=share_events)
+        self._share_events = share_events
+        self._cache: Cache[EventRow | AdkEvent] = Cache(cache_bytes)
         self._turns: dict[int, _Turn] = {}
 
     # -- sessions -----------------------------------------------------------------------
@@ -91,7 +93,7 @@ class ThreadlineSessionService(BaseSessionService):
     ) -> AdkSession | None:
         """Return the session with its merged state and events, or None.
 
-        What this service has decoded before is not read from the store again.
+        Events that this service remembers are not read from the store again.
         """
         if not session_id:
             return None
@@ -107,7 +109,7 @@ class ThreadlineSessionService(BaseSessionService):
             return None if found is None else _to_adk_session(found, events_of(found.events))
         while True:
             known = self._cache.find(key)
-            after = len(known.casts) if known else 0
+            after = len(known.items) if known else 0
             found = await self._load(key, GetSessionConfig(after_seq=after) if after else None)
             if found is None:
                 self._cache.forget(key)
@@ -120,9 +122,15 @@ class ThreadlineSessionService(BaseSessionService):
                     f"The session {session_id!r} has {found.revision} events, but only "
                     f"{len(found.events)} of those after {after} were read. Try again."
                 )
-            news = events_of(found.events)
-            self._cache.keep(key, found.incarnation, after, news)
-            seen = [cast() for cast in known.casts[:after]] if known else []
+            rows = list(rows_of(found.events))
+            news = [to_adk(row) for row in rows]
+            size_bytes = sum(len(body) for _, body in rows)
+            kept = news if self._share_events else rows
+            seen = [
+                to_adk(item) if isinstance(item, tuple) else item
+                for item in (known.items[:after] if known else ())
+            ]
+            self._cache.keep(key, found.incarnation, after, kept, size_bytes)
             return _to_adk_session(found, seen + news)
 
     async def list_sessions(
@@ -258,12 +266,12 @@ class InMemorySessionService(ThreadlineSessionService):
         *,
         on_stale: OnStale = "raise",
         state_schema: type | None = None,
-        cache_events: int = CACHE_EVENTS,
+        cache_bytes: int = CACHE_BYTES,
         share_events: bool = False,
     ) -> None:
         super().__init__(
             store.InMemorySessionService(on_stale=on_stale, state_schema=state_schema),
-            cache_events=cache_events,
+            cache_bytes=cache_bytes,
             share_events=share_events,
         )
 
@@ -291,7 +299,7 @@ class DatabaseSessionService(ThreadlineSessionService):
         pool_min: int | None = None,
         pool_max: int | None = None,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
-        cache_events: int = CACHE_EVENTS,
+        cache_bytes: int = CACHE_BYTES,
         share_events: bool = False,
     ) -> None:
         super().__init__(
@@ -308,7 +316,7 @@ class DatabaseSessionService(ThreadlineSessionService):
                 pool_max=pool_max,
                 connect_with=connect_with,
             ),
-            cache_events=cache_events,
+            cache_bytes=cache_bytes,
             share_events=share_events,
         )
 
@@ -320,11 +328,11 @@ class DatabaseSessionService(ThreadlineSessionService):
 def adk_service(
     service: service.BaseSessionService,
     *,
-    cache_events: int = CACHE_EVENTS,
+    cache_bytes: int = CACHE_BYTES,
     share_events: bool = False,
 ) -> ThreadlineSessionService:
     """Give any of threadline's services the interface of google-adk's."""
-    return ThreadlineSessionService(service, cache_events=cache_events, share_events=share_events)
+    return ThreadlineSessionService(service, cache_bytes=cache_bytes, share_events=share_events)
 
 
 class _Turn:
