@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adk.stores import ADKS, OURS, Store, opened
+from adk.stores import ADKS, OURS, SLOW, Store, opened
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,7 +24,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "store" in metafunc.fixturenames:
         unlike = {name for mark in metafunc.definition.iter_markers("unlike") for name in mark.args}
         assert unlike <= {*ADKS}, f"{metafunc.definition.name}: no such stores: {unlike}"
-        metafunc.parametrize("store", [n for n in (*OURS, *ADKS) if n not in unlike], indirect=True)
+        names = [name for name in (*OURS, *ADKS) if name not in unlike]
+        metafunc.parametrize("store", [_slow(name) for name in names], indirect=True)
+
+
+def _slow(name: str) -> Any:
+    """Leave google-adk's services on files to the long run: they sync some ten times an append."""
+    return pytest.param(name, marks=pytest.mark.soak) if name in SLOW else name
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,8 @@ from threadline.engines.memory import MemoryEngine
 from threadline.integrations.adk import DatabaseSessionService, adk_service
 
 OURS = ("memory", "sqlite", "postgres", "mysql")
-ADKS = ("adk-memory", "adk-sqlite", "adk-database")
+SLOW = ("adk-sqlite", "adk-database")
+ADKS = ("adk-memory", *SLOW)
 
 
 @dataclass
