@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks import disk, growth, imports, memory
+from benchmarks.adk_runner import (
+    AdkDatabasePostgres,
+    ThroughAdk,
+    ThroughAdkPostgres,
+    ThroughAdkSharing,
+)
 from benchmarks.limit import RawSqlite
 from benchmarks.peers import (
     AdkDatabase,
@@ -58,6 +64,10 @@ def judge(results: Results, scale: Scale) -> list[Verdict]:
             ours=ThreadlineMemory,
             measures=(CALL, CALL_AND_READ),
         ),
+        *_ratio(results, "adk-append", AdkDatabase, 8, ours=ThroughAdk),
+        *_ratio(results, "adk-append-postgres", AdkDatabasePostgres, 5, ours=ThroughAdkPostgres),
+        *_ratio(results, "adk-get", AdkDatabase, 2, ours=ThroughAdk),
+        *_ratio(results, "adk-get-again", AdkDatabase, 20, ours=ThroughAdkSharing),
         *_at_most(results, imports.NAME, "import threadline", 50),
         *_at_most(results, imports.NAME, "drivers and frameworks loaded", 0),
         *(

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import threadline
 from adk.stores import ADKS, Store, event, texts
-from adk.test_semantics import _ACTIONS, _FIELDS
+from adk.test_semantics import ACTIONS, FIELDS
 from threadline import errors
 from threadline.canonical import encode
 from threadline.codec import event_to_row
@@ -289,9 +289,9 @@ def _stored(given: Event) -> bytes:
 
 @pytest.mark.parametrize(
     "given",
-    [Event(author="a", **{name: value}) for name, value in _FIELDS.items() if name != "author"]
-    + [Event(actions=EventActions(**{name: value})) for name, value in _ACTIONS.items()],
-    ids=[*(name for name in _FIELDS if name != "author"), *_ACTIONS],
+    [Event(author="a", **{name: value}) for name, value in FIELDS.items() if name != "author"]
+    + [Event(actions=EventActions(**{name: value})) for name, value in ACTIONS.items()],
+    ids=[*(name for name in FIELDS if name != "author"), *ACTIONS],
 )
 def test_the_short_way_back_is_that_of_pydantic_and_of_threadline(given: Event) -> None:
     body = _stored(given)
