@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.adk.sessions import Session
 from google.adk.sessions.sqlite_session_service import SqliteSessionService
 
 from adk.stores import ADKS, Store, event, texts
@@ -108,6 +109,18 @@ async def test_a_retry_after_a_lost_answer_stores_nothing_twice(store: Store) ->
     assert texts(before) == ["a"]
     assert before.state == {"n": 1}
     await store.say(before, "b")
+    assert texts(await store.get()) == ["a", "b"]
+
+
+async def test_a_retry_through_a_session_that_went_through_json_stores_nothing_twice(
+    store: Store,
+) -> None:
+    session = await store.create()
+    given = (await store.say(session, "a"))[0]
+    again = Session.model_validate_json(session.model_dump_json())
+    await store.say(session, "b")
+    await store.service.append_event(again, given.model_copy(deep=True))
+    assert texts(again) == ["a"]
     assert texts(await store.get()) == ["a", "b"]
 
 

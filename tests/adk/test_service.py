@@ -37,6 +37,7 @@ from threadline.integrations.adk import (
     StaleSessionError,
     StateSchemaError,
     adk_service,
+    events,
     register_schemes,
 )
 from threadline.integrations.adk.events import to_adk, to_threadline
@@ -372,6 +373,16 @@ def test_an_event_of_a_subclass_is_stored_with_its_own_fields() -> None:
     body = _stored(Special(author="a", mood="good"))
     assert threadline.Event.from_json(body).extra == {"mood": "good"}
     assert type(to_adk((1, body))) is Event
+
+
+def test_where_pydantic_is_another_the_long_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(events, "SchemaValidator", refuse)
+    monkeypatch.setattr(events, "_decoder", events._make_decoder())
+    given = Event(author="a", content=types.Content(parts=[types.Part(text="hi")]))
+    assert to_adk((1, _stored(given))) == given
 
 
 def test_bytes_are_read_in_both_alphabets() -> None:

@@ -171,12 +171,10 @@ class ThreadlineSessionService(BaseSessionService):
             with as_adk_errors():
                 stored = await self.service.append_event(handle, new)
             for row in rows_of(handle.events):
-                if row[0] == stored.seq:
-                    self._apply_temp_state(session, event)
-                    event = self._trim_temp_delta_state(event)
-                    self._commit_event_to_session(session, event)
-                elif (missed := to_adk(row)).id not in known:
-                    self._commit_event_to_session(session, missed)
+                one = event if row[0] == stored.seq else to_adk(row)
+                if one.id not in known:
+                    self._apply_temp_state(session, one)
+                    self._commit_event_to_session(session, self._trim_temp_delta_state(one))
             _mark(session, handle)
         return event
 
