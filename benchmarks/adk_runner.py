@@ -13,19 +13,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit, urlunsplit
 
-from benchmarks import conversation
 from benchmarks import workloads as others
 from benchmarks.conversation import APP, USER
 from benchmarks.peers import AdkDatabase, AdkSqlite, AdkVerbs, Store, adk_models, append_in_batches
 from benchmarks.workloads import (
-    CALL,
-    CALL_AND_READ,
+    Get,
     OneSession,
     Sample,
     Stores,
     Workload,
     WrongAnswerError,
     goes_on,
+    read,
 )
 
 if TYPE_CHECKING:
@@ -148,45 +147,27 @@ class AdkAppendPostgres(OneSession):
     reference = ThroughAdkPostgres.name
 
 
-class AdkGet(Workload):
+class AdkGet(Get):
     """A whole session, which this process has not loaded before."""
 
     name = "adk-get"
     title = "Through google-adk's classes: get_session, cold"
-    unit = "get"
-    stores: ClassVar[Stores] = (ThroughAdk, AdkDatabase, AdkSqlite)
+    stores = (ThroughAdk, AdkDatabase, AdkSqlite)
     reference = ThroughAdk.name
 
     def describe(self) -> str:
         return f"get_session of {self.scale.events:,} events, as a process does it first."
 
-    async def prepare(self, store: Store) -> None:
-        handle = await store.create("talk")
-        await store.append_all(handle, (store.event(index) for index in range(self.scale.events)))
+    async def measure(self, store: Any, round_number: int) -> dict[str, Sample]:
+        async def before() -> None:
+            await self.before(store)
 
-    async def measure(self, store: Store, round_number: int) -> dict[str, Sample]:
-        call_s = read_s = 0.0
-        calls = 0
-        while goes_on(self.scale, round_number, calls, read_s):
-            expected = await self.before(store)
-            start = perf_counter()
-            events = await store.load("talk")
-            loaded = perf_counter()
-            texts = [store.text(event) for event in events]
-            done = perf_counter()
-            call_s += loaded - start
-            read_s += done - start
-            calls += 1
-            del events
-            if texts != [conversation.text(index) for index in range(expected)]:
-                raise WrongAnswerError("the texts are not the ones that were appended")
-        return {CALL: Sample(call_s, calls), CALL_AND_READ: Sample(read_s, calls)}
+        return await read(store, lambda: store.load("talk"), 0, self.scale, round_number, before)
 
-    async def before(self, store: Store) -> int:
-        """Do what comes before a read; return how many events it will find."""
+    async def before(self, store: Any) -> None:
+        """Do what comes before a read."""
         if isinstance(store, ThroughAdk):
             store.service._cache.forget((APP, USER, "talk"))
-        return self.scale.events
 
 
 class AdkGetAgain(AdkGet):
@@ -202,12 +183,11 @@ class AdkGetAgain(AdkGet):
             "it before; two events were appended since."
         )
 
-    async def before(self, store: Store) -> int:
-        session: Any = await store.load_session("talk")  # type: ignore[attr-defined]
+    async def before(self, store: Any) -> None:
+        session = await store.load_session("talk")
         first = len(session.events)
         for index in (first, first + 1):
             await store.append(session, store.event(index))
-        return first + 2
 
 
 class AdkTurn(Workload):
@@ -236,14 +216,14 @@ class AdkTurn(Workload):
             handle = await store.create(f"talk of {length}")
             await store.append_all(handle, (store.event(index) for index in range(length)))
 
-    async def measure(self, store: Store, round_number: int) -> dict[str, Sample]:
+    async def measure(self, store: Any, round_number: int) -> dict[str, Sample]:
         samples = {}
         for length in self.lengths:
             seconds, turns = 0.0, 0
             while goes_on(self.scale, round_number, turns, seconds):
                 events = [store.event(index) for index in range(4)]
                 start = perf_counter()
-                session: Any = await store.load_session(f"talk of {length}")  # type: ignore[attr-defined]
+                session = await store.load_session(f"talk of {length}")
                 for event in events:
                     await store.append(session, event)
                 seconds += perf_counter() - start
