@@ -89,6 +89,16 @@ async def test_what_has_no_json_outside_of_state_is_named(store: Store) -> None:
     assert texts(await store.get()) == []
 
 
+@ours
+async def test_bytes_that_are_no_text_are_refused_in_state(store: Store) -> None:
+    session = await store.create()
+    with pytest.raises(errors.UnsupportedValueError, match="state.'k'.*utf-8"):
+        await store.change(session, k=b"\xff")
+    with pytest.raises(errors.UnsupportedValueError, match="utf-8"):
+        await store.create({"k": b"\xff"}, session_id="other")
+    assert (await store.get()).events == []
+
+
 def test_a_state_schema_refuses_what_breaks_it() -> None:
     class Cart(msgspec.Struct):
         items: int

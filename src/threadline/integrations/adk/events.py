@@ -64,13 +64,17 @@ def to_json_types(delta: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in delta.items() if key not in temp}
     try:
         plain: dict[str, Any] = to_jsonable_python(kept)
-    except PydanticSerializationError:
-        try:
-            plain = to_jsonable_python(kept, serialize_unknown=True)
-        except PydanticSerializationError as error:
-            raise UnsupportedValueError(f"The state delta is not JSON: {error}") from error
+    except ValueError:
+        plain = {key: _as_far_as_possible(key, value) for key, value in kept.items()}
         _log.warning("Values in the state delta that are not JSON are stored as their repr.")
     return plain
+
+
+def _as_far_as_possible(key: str, value: Any) -> Any:
+    try:
+        return to_jsonable_python(value, serialize_unknown=True)
+    except ValueError as error:  # bytes that are no text, or a container inside of itself
+        raise UnsupportedValueError(f"state[{key!r}] has no JSON form: {error}") from error
 
 
 def rows_of(events: Sequence[Event]) -> Iterator[EventRow]:
