@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from benchmarks import aims, apps, disk, engines, growth, imports, machine, memory, report, rounds
+from benchmarks.adk_runner import WORKLOADS
 from benchmarks.peers import Threadline
 from benchmarks.results import Failure, Results
 from benchmarks.scale import FULL, QUICK, Scale
-from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

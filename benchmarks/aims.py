@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks import apps, disk, growth, imports, memory
+from benchmarks.adk_runner import ThroughAdk, ThroughAdkSharing
 from benchmarks.limit import RawMysql, RawPostgres, RawSqlite
 from benchmarks.peers import (
     AdkDatabase,
@@ -64,6 +65,9 @@ def _on_sqlite(results: Results) -> list[Verdict]:
             ours=ThreadlineMemory,
             measures=(CALL, CALL_AND_READ),
         ),
+        *_ratio(results, "adk-append", AdkDatabase, 8, ours=ThroughAdk),
+        *_ratio(results, "adk-get", AdkDatabase, 2, ours=ThroughAdk),
+        *_ratio(results, "adk-get-again", AdkDatabase, 20, ours=ThroughAdkSharing),
         *_at_most(results, imports.NAME, "import threadline", 50),
         *_at_most(results, imports.NAME, "drivers and frameworks loaded", 0),
         *_at_most(results, memory.NAME, "large session over small session", FLAT),
@@ -78,6 +82,9 @@ def _on_postgres(results: Results) -> list[Verdict]:
         *_ratio(results, "concurrent", RawPostgres, 1),
         *_ratio(results, "get", AdkOnServer, 25, measures=(CALL, CALL_AND_READ)),
         *_ratio(results, "page", AdkOnServer, 50),
+        *_ratio(results, "adk-append", AdkOnServer, 5, ours=ThroughAdk),
+        *_ratio(results, "adk-get", AdkOnServer, 2, ours=ThroughAdk),
+        *_ratio(results, "adk-get-again", AdkOnServer, 20, ours=ThroughAdkSharing),
     ]
 
 

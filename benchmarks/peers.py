@@ -129,9 +129,12 @@ class AdkVerbs(Store):
     async def append(self, handle: Any, event: Any) -> None:
         await self.service.append_event(handle, event)
 
+    async def load_session(self, session_id: str) -> Any:
+        """Return a session with all its events, to append through."""
+        return await self.service.get_session(app_name=APP, user_id=USER, session_id=session_id)
+
     async def load(self, session_id: str) -> Sequence[Any]:
-        session = await self.service.get_session(app_name=APP, user_id=USER, session_id=session_id)
-        events: Sequence[Any] = session.events
+        events: Sequence[Any] = (await self.load_session(session_id)).events
         return events
 
     async def newest(self, session_id: str, count: int) -> Sequence[Any]:
@@ -172,7 +175,7 @@ class Threadline(AdkVerbs):
         return {}
 
     async def append_all(self, handle: Any, events: Iterable[Any]) -> None:
-        await _append_in_batches(self.service, handle, events)
+        await append_in_batches(self.service, handle, events)
 
     async def page(self, count: int) -> int:
         listed = await self.service.list_sessions(app_name=APP, user_id=USER, limit=count)
@@ -210,7 +213,7 @@ class ThreadlineMemory(AdkVerbs):
         self.service = threadline.InMemorySessionService()
 
     async def append_all(self, handle: Any, events: Iterable[Any]) -> None:
-        await _append_in_batches(self.service, handle, events)
+        await append_in_batches(self.service, handle, events)
 
 
 class AdkDatabase(AdkVerbs):
@@ -223,7 +226,7 @@ class AdkDatabase(AdkVerbs):
 
     async def open(self) -> None:
         sessions = importlib.import_module("google.adk.sessions")
-        self.models = _adk_models()
+        self.models = adk_models()
         self.service = sessions.DatabaseSessionService(self.url_for("aiosqlite"))
 
 
@@ -235,7 +238,7 @@ class AdkOnServer(AdkDatabase):
 
     async def open(self) -> None:
         sessions = importlib.import_module("google.adk.sessions")
-        self.models = _adk_models()
+        self.models = adk_models()
         self.service = sessions.DatabaseSessionService(self.url_for(DRIVERS[_scheme(self.url)]))
 
 
@@ -249,7 +252,7 @@ class AdkSqlite(AdkVerbs):
 
     async def open(self) -> None:
         module = importlib.import_module("google.adk.sessions.sqlite_session_service")
-        self.models = _adk_models()
+        self.models = adk_models()
         self.service = module.SqliteSessionService(self.path)
 
 
@@ -263,7 +266,7 @@ class AdkMemory(AdkVerbs):
 
     async def open(self) -> None:
         sessions = importlib.import_module("google.adk.sessions")
-        self.models = _adk_models()
+        self.models = adk_models()
         self.service = sessions.InMemorySessionService()
 
 
@@ -487,7 +490,8 @@ def _threadline_models(threadline: Any) -> SimpleNamespace:
     )
 
 
-def _adk_models() -> SimpleNamespace:
+def adk_models() -> SimpleNamespace:
+    """Return google-adk's classes of events."""
     types = importlib.import_module("google.genai.types")
     return SimpleNamespace(
         Event=importlib.import_module("google.adk.events.event").Event,
@@ -500,7 +504,8 @@ def _adk_models() -> SimpleNamespace:
     )
 
 
-async def _append_in_batches(service: Any, handle: Any, events: Iterable[Any]) -> None:
+async def append_in_batches(service: Any, handle: Any, events: Iterable[Any]) -> None:
+    """Append many events through threadline's own service."""
     batch: list[Any] = []
     for event in events:
         batch.append(event)

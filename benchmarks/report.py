@@ -10,9 +10,9 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import apps, disk, growth, imports, memory, peers
+from benchmarks.adk_runner import WORKLOADS
 from benchmarks.aims import FLAT
 from benchmarks.results import ROUNDS_MIN
-from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -250,7 +250,7 @@ class Get(Workload):
         await store.append_all(handle, (store.event(index) for index in range(self.scale.events)))
 
     async def measure(self, store: Store, round_number: int) -> dict[str, Sample]:
-        return await _read(store, lambda: store.load("talk"), 0, self.scale, round_number)
+        return await read(store, lambda: store.load("talk"), 0, self.scale, round_number)
 
 
 class MemoryGet(Get):
@@ -284,7 +284,7 @@ class Newest(Workload):
 
     async def measure(self, store: Store, round_number: int) -> dict[str, Sample]:
         first = self.scale.history - self.scale.newest
-        return await _read(
+        return await read(
             store,
             lambda: store.newest("talk", self.scale.newest),
             first,
@@ -321,7 +321,7 @@ class Page(Workload):
                 raise WrongAnswerError(f"{found} sessions on a page of {self.scale.page}")
 
         seconds, calls = 0.0, 0
-        while _goes_on(self.scale, round_number, calls, seconds):
+        while goes_on(self.scale, round_number, calls, seconds):
             start = perf_counter()
             await page()
             seconds += perf_counter() - start
@@ -333,17 +333,23 @@ class WrongAnswerError(Exception):
     """A store did not return what was put in."""
 
 
-async def _read(
+async def read(
     store: Store,
     load: Callable[[], Awaitable[Sequence[Any]]],
     first: int,
     scale: Scale,
     round_number: int,
+    before: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, Sample]:
-    """Time a read, and the read with every text; check the texts, which begin at `first`."""
+    """Time a read, and the read with every text; check the texts, which begin at `first`.
+
+    What comes `before` each read is not timed.
+    """
     call_s = read_s = 0.0
     calls = 0
-    while _goes_on(scale, round_number, calls, read_s):
+    while goes_on(scale, round_number, calls, read_s):
+        if before is not None:
+            await before()
         start = perf_counter()
         events = await load()
         loaded = perf_counter()
@@ -359,7 +365,7 @@ async def _read(
     return {CALL: Sample(call_s, calls), CALL_AND_READ: Sample(read_s, calls)}
 
 
-def _goes_on(scale: Scale, round_number: int, calls: int, seconds: float) -> bool:
+def goes_on(scale: Scale, round_number: int, calls: int, seconds: float) -> bool:
     """Whether to read again: up to `reads` times, fewer where that takes too long."""
     if calls == 0:
         return True

@@ -270,6 +270,13 @@ def test_the_api_page_has_every_public_name_and_no_other() -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_the_page_of_the_services_for_google_adk_has_every_name_and_no_other() -> None:
+    from threadline.integrations import adk
+
+    listed = names(DOCS / "reference" / "adk.md")
+    assert sorted(listed) == sorted([*adk.__all__, "cache_bytes", "share_events"])
+
+
 @pytest.mark.parametrize(
     ("section", "kind"),
     [

@@ -55,6 +55,16 @@ def test_its_truth_decodes_nothing(decoded: list[int]) -> None:
     assert (bool(three()), decoded) == (True, [])
 
 
+def test_its_rows_decode_nothing(decoded: list[int]) -> None:
+    assert (list(three().rows()), decoded) == ([row(1), row(2), row(3)], [])
+
+
+def test_its_rows_are_those_that_are_stored_whatever_was_looked_at() -> None:
+    history = three()
+    assert history[1].seq == 2
+    assert list(history.rows()) == [row(1), row(2), row(3)]
+
+
 def test_an_index_decodes_one_event(decoded: list[int]) -> None:
     three()[1]
     assert decoded == [2]

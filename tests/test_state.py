@@ -24,7 +24,7 @@ from threadline import (
     State,
     StateSchemaError,
 )
-from threadline.state import merge, read_only, split, temp_keys, write_through
+from threadline.state import merge, plain, read_only, split, temp_keys, write_through
 
 # -- scopes -------------------------------------------------------------------------------
 
@@ -626,3 +626,12 @@ def test_user_state_is_a_copy_that_can_be_written() -> None:
         return await service.get_user_state(app_name="a", user_id="u")
 
     assert asyncio.run(write()) == {"x": {"k": 1}}
+
+
+def test_a_plain_copy_is_free_to_be_changed_at_every_depth() -> None:
+    stored = read_only({"a": {"b": [{"c": 1}]}})
+    copied = plain(stored)
+    copied["a"]["b"][0]["c"] = 2
+    copied["a"]["b"].append(3)
+    assert stored == {"a": {"b": [{"c": 1}]}}
+    assert json.loads(json.dumps(copied)) == copied == {"a": {"b": [{"c": 2}, 3]}}

@@ -50,6 +50,7 @@ _MYSQL_OPTIONS: dict[str, Callable[[str], Any]] = {
     "ssl_cert": str,
     "ssl_key": str,
 }
+SCHEMES = ("memory", *sorted(_SQLITE | _POSTGRES | _MYSQL))
 SSL_MODES = ("disabled", "required", "verify_ca", "verify_identity")
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+import msgspec
+
+from threadline.canonical import encode
 from threadline.codec import row_to_event
 from threadline.models import Event
 
@@ -64,6 +67,14 @@ class History(Sequence[Event]):
 
     def __repr__(self) -> str:
         return repr(list(self))
+
+    def rows(self) -> Iterator[EventRow]:
+        """Yield the seq and the stored body of every event, decoding none of them."""
+        for item in self._items:
+            if type(item) is tuple:
+                yield item
+            else:
+                yield item.seq or 0, encode(msgspec.structs.replace(item, seq=None), "event")
 
     def push(self, item: Event | EventRow) -> None:
         """Add the next event: the service's privilege."""

@@ -128,6 +128,15 @@ def read_only(value: Any) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Return a copy of a value whose dicts and lists, all the way down, are ordinary ones."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
 def write_through(state: dict[str, Any], delta: Mapping[str, Any]) -> None:
     """Apply a delta to a handle's read-only state: the service's privilege."""
     dict.update(state, {key: read_only(value) for key, value in delta.items()})

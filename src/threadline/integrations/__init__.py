@@ -1,0 +1,1 @@
+"""threadline behind the interfaces of other frameworks: one package and one extra each."""

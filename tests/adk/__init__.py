@@ -1,0 +1,1 @@
+"""What google-adk does with its own services, over threadline's."""
