@@ -124,7 +124,10 @@ class MissingExtraError(ThreadlineError, ImportError):
 
 
 class StorageError(ThreadlineError):
-    """The database refused, or could not answer; nothing of the call was written."""
+    """The database refused, or could not answer.
+
+    Nothing of the call was written, unless it is a StorageUnavailableError.
+    """
 
 
 class NotADatabaseError(StorageError):
