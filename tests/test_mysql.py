@@ -280,7 +280,8 @@ def test_an_append_is_one_packet_and_one_transaction(fresh):
     assert counts == {"Com_begin": 1, "Com_update": 1, "Com_insert": 2, "Com_commit": 1}
 
 
-def test_concurrent_appends_share_transactions(fresh):
+@pytest.mark.parametrize("group_commit", [True, False])
+def test_concurrent_appends_share_transactions(fresh, group_commit):
     async def use(engine):
         handles = [await created(engine, f"s{n}") for n in range(64)]
         with recorded() as statements:
@@ -292,7 +293,8 @@ def test_concurrent_appends_share_transactions(fresh):
             )
         return statements.count("COMMIT")
 
-    assert on_engine(engine_of(fresh), use) < 64
+    commits = on_engine(engine_of(fresh, group_commit=group_commit), use)
+    assert (commits < 64) is group_commit
 
 
 def test_a_stale_append_does_not_spoil_those_that_go_with_it(fresh):
@@ -503,6 +505,13 @@ def test_deadlocks_are_tried_again(fresh):
         )
 
     on_engine(engine_of(fresh), use)
+
+
+def test_a_conflict_that_group_replication_finds_at_commit_is_tried_again():
+    said = "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT"
+    assert mysql._code(asyncmy.errors.OperationalError(1180, said)) in mysql._ROLLED_BACK
+    full = "Got error 28 - 'No space left on device' during COMMIT"
+    assert mysql._code(asyncmy.errors.OperationalError(1180, full)) not in mysql._ROLLED_BACK
 
 
 def test_increments_of_a_key_that_is_not_there_add_up(url):

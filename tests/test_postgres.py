@@ -178,6 +178,26 @@ def test_an_append_is_one_round_trip(database, schema):
     assert len(using(database, schema, use, pool_max=1)) == 5
 
 
+def test_without_group_commit_every_append_has_its_own_transaction(database, schema):
+    sent = []
+
+    async def connect_with(url, **options):
+        db = await asyncpg.connect(url, **options)
+        db.add_query_logger(lambda record: sent.append(record.query))
+        return db
+
+    async def use(service):
+        sessions = [await service.create_session(**IDS) for _ in range(20)]
+        await asyncio.gather(*(service.append_event(session, say()) for session in sessions))
+        return await stored(service, sessions)
+
+    found = using(
+        f"{database}?group_commit=off", schema, use, connect_with=connect_with, pool_max=4
+    )
+    assert found == [1] * 20
+    assert not any("SKIP LOCKED" in text for text in sent)
+
+
 def test_concurrent_appends_share_transactions(database, schema):
     async def use(service):
         sessions = [await service.create_session(**IDS) for _ in range(64)]

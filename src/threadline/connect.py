@@ -43,6 +43,7 @@ _MYSQL_OPTIONS: dict[str, Callable[[str], Any]] = {
     "connect_timeout": float,
     "pool_min": int,
     "pool_max": int,
+    "group_commit": lambda text: _switch("group_commit", text),
     "table_prefix": str,
     "charset": str,
     "ssl_mode": str,
@@ -64,6 +65,7 @@ def connect(
     pool_min: int | None = None,
     pool_max: int | None = None,
     connect_with: Callable[..., Awaitable[Any]] | None = None,
+    group_commit: bool | None = None,
     replica_url: str | None = None,
 ) -> Engine:
     """Return the engine of a URL, not yet opened.
@@ -75,6 +77,7 @@ def connect(
     What follows `busy_timeout_s` is for databases with a server, and may stand in the URL too
     (`?pool_max=20`): `schema` for PostgreSQL, `table_prefix` for MySQL. `connect_with` makes a
     connection in the driver's stead: of (url, **options) for PostgreSQL, of nothing for MySQL.
+    With `group_commit=False` no two appends share a transaction.
     Reads go to the server of `replica_url` if it has what was written here.
 
     Of an `asyncpg.Pool` the connections are borrowed for each call. Of an SQLAlchemy `AsyncEngine`
@@ -87,6 +90,7 @@ def connect(
         "pool_min": pool_min,
         "pool_max": pool_max,
         "connect_with": connect_with,
+        "group_commit": group_commit,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if durability not in DURABILITIES:
@@ -153,7 +157,7 @@ def _borrowing(
             "An asyncpg.Pool decides about durability itself: make it with "
             "server_settings={'synchronous_commit': 'off'}."
         )
-    own = given.keys() - {"schema"}
+    own = given.keys() - {"schema", "group_commit"}
     if own:
         raise InvalidInputError(
             f"An asyncpg.Pool comes as it is, so there is no {', '.join(sorted(own))}."
@@ -245,6 +249,8 @@ def _postgres(rest: str, durability: str, busy_timeout_s: float, given: dict[str
             options[name] = _whole(name, value)
         elif name == "schema":
             options[name] = value
+        elif name == "group_commit":
+            options[name] = _switch(name, value)
         else:
             # SQLAlchemy's asyncpg spelling of what libpq, and asyncpg itself, call sslmode.
             kept.append(("sslmode" if name == "ssl" else name, value))
@@ -260,6 +266,12 @@ def _postgres(rest: str, durability: str, busy_timeout_s: float, given: dict[str
         busy_timeout_s=busy_timeout_s,
         **options,
     )
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise UnsupportedUrlError(f"{name} must be on or off, got {value!r}.")
+    return value == "on"
 
 
 def _whole(name: str, value: str) -> int:

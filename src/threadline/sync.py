@@ -319,6 +319,7 @@ class DatabaseSessionService(EngineSessionService):
         pool_min: int | None = None,
         pool_max: int | None = None,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
+        group_commit: bool | None = None,
         replica_url: str | None = None,
     ) -> None:
         self.asynchronous = store.DatabaseSessionService(
@@ -333,6 +334,7 @@ class DatabaseSessionService(EngineSessionService):
             pool_min=pool_min,
             pool_max=pool_max,
             connect_with=connect_with,
+            group_commit=group_commit,
             replica_url=replica_url,
         )
 

@@ -25,7 +25,7 @@ TABLES = {
     "threadline_event": "owner, session, seq",
     "threadline_state": "owner, session, name",
 }
-EVENTS_MAX = 900
+EVENTS_MAX = 600
 IDS = {"app_name": "app", "user_id": "ann", "session_id": "s0"}
 
 

@@ -105,6 +105,7 @@ class MysqlEngine:
         table_prefix: str = PREFIX,
         isolation: str = "READ COMMITTED",
         busy_timeout_s: float = 30.0,
+        group_commit: bool = True,
     ) -> None:
         if not _PREFIX.fullmatch(table_prefix):
             raise UnsupportedUrlError(
@@ -149,7 +150,10 @@ class MysqlEngine:
         self._driver = driver
         self._desks = EachLoop(
             lambda: Desk(
-                driver, Pool(driver, size_max=pool_max, wait_max_s=busy_timeout_s), self._sql
+                driver,
+                Pool(driver, size_max=pool_max, wait_max_s=busy_timeout_s),
+                self._sql,
+                group_commit=group_commit,
             ),
             self.where,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncmy
@@ -33,7 +34,9 @@ BATCH_BYTES_MAX = 1 << 20
 class Desk:
     """What the engine has on one event loop: a pool, and the appends that wait for it."""
 
-    def __init__(self, driver: MysqlDriver, pool: Pool[Connection], sql: Sql) -> None:
+    def __init__(
+        self, driver: MysqlDriver, pool: Pool[Connection], sql: Sql, *, group_commit: bool
+    ) -> None:
         self.pool = pool
         self._driver = driver
         self._sql = sql
@@ -41,7 +44,7 @@ class Desk:
             append_one=self.append_alone,
             append_together=self._append_together,
             claims=_claims,
-            lanes_max=LANES_MAX,
+            lanes_max=LANES_MAX if group_commit else sys.maxsize,
             batch_max=BATCH_MAX,
             batch_bytes_max=BATCH_BYTES_MAX,
         )

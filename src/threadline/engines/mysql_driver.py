@@ -37,6 +37,7 @@ ROLLED_BACK = {
     1614,  # deadlock in a distributed transaction
     3100,  # refused by a hook of Group Replication
     3101,  # rolled back by Group Replication
+    6235,  # OceanBase: a record has changed since the snapshot
     8002,  # TiDB: a write conflict under FOR UPDATE
     9007,  # TiDB: a write conflict
 }
@@ -256,6 +257,8 @@ def code_of(error: BaseException) -> int | None:
         return 2003
     if isinstance(error, asyncmy.errors.InternalError) and not isinstance(error.args[0], int):
         return 2013  # packets out of order: an answer of the server's shutdown
+    if error.args[:1] == (1180,) and "149" in str(error.args[-1]):
+        return 1213  # Group Replication with several primaries: a deadlock, found at COMMIT
     return error.args[0] if error.args and isinstance(error.args[0], int) else None
 
 

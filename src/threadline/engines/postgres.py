@@ -83,6 +83,7 @@ class PostgresEngine:
         statement_cache_size: int = 100,
         durability: str = "full",
         busy_timeout_s: float = 30.0,
+        group_commit: bool = True,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
         pool: asyncpg.Pool | None = None,
     ) -> None:
@@ -117,7 +118,9 @@ class PostgresEngine:
                 return BorrowedPool(pool, wait_max_s=busy_timeout_s)
             return Pool(driver, size_max=pool_max, wait_max_s=busy_timeout_s)
 
-        self._desks = EachLoop(lambda: Desk(driver, new_pool(), self._sql), self.where)
+        self._desks = EachLoop(
+            lambda: Desk(driver, new_pool(), self._sql, group_commit=group_commit), self.where
+        )
 
     # -- life ---------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -33,7 +34,12 @@ class Desk:
     """What the engine has on one event loop: a pool, and the appends that wait for it."""
 
     def __init__(
-        self, driver: PostgresDriver, pool: Pool[Link] | BorrowedPool, sql: Mapping[str, str]
+        self,
+        driver: PostgresDriver,
+        pool: Pool[Link] | BorrowedPool,
+        sql: Mapping[str, str],
+        *,
+        group_commit: bool,
     ) -> None:
         self.pool = pool
         self._driver = driver
@@ -42,7 +48,7 @@ class Desk:
             append_one=self._append_one,
             append_together=self._append_together,
             claims=_claims,
-            lanes_max=LANES_MAX,
+            lanes_max=LANES_MAX if group_commit else sys.maxsize,
             batch_max=BATCH_MAX,
             batch_bytes_max=BATCH_BYTES_MAX,
         )

@@ -277,7 +277,7 @@ class InMemorySessionService(ThreadlineSessionService):
 class DatabaseSessionService(ThreadlineSessionService):
     """Sessions in the database that a URL names, google-adk's spellings of it included.
 
-    The options up to `connect_with` are those of `threadline.DatabaseSessionService`, the last
+    The options up to `replica_url` are those of `threadline.DatabaseSessionService`, the last
     two those of `ThreadlineSessionService`.
     """
 
@@ -285,7 +285,7 @@ class DatabaseSessionService(ThreadlineSessionService):
 
     def __init__(
         self,
-        db_url: str,
+        db_url: str | asyncpg.Pool | AsyncEngine,
         *,
         on_stale: OnStale = "raise",
         durability: Literal["full", "normal"] = "full",
@@ -297,6 +297,8 @@ class DatabaseSessionService(ThreadlineSessionService):
         pool_min: int | None = None,
         pool_max: int | None = None,
         connect_with: Callable[..., Awaitable[Any]] | None = None,
+        group_commit: bool | None = None,
+        replica_url: str | None = None,
         cache_bytes: int = CACHE_BYTES,
         share_events: bool = False,
     ) -> None:
@@ -313,6 +315,8 @@ class DatabaseSessionService(ThreadlineSessionService):
                 pool_min=pool_min,
                 pool_max=pool_max,
                 connect_with=connect_with,
+                group_commit=group_commit,
+                replica_url=replica_url,
             ),
             cache_bytes=cache_bytes,
             share_events=share_events,
