@@ -31,7 +31,9 @@ from threadline.models import GetSessionConfig, Session
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    import asyncpg
     from google.adk.events.event import Event as AdkEvent
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from threadline import service
     from threadline.engines.base import EventRow
