@@ -104,7 +104,7 @@ def main(
             full=not quick,
         )
         with console.status("starting") as status:
-            asyncio.run(_measure(results, scale, wanted, place, home, status.update))
+            asyncio.run(_run_and_clear(results, scale, wanted, place, home, status.update))
     verdicts = aims.judge(results, scale)
     report.show(console, results, verdicts, scale)
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
@@ -112,6 +112,20 @@ def main(
     console.print(f"Written to {home}", markup=False, soft_wrap=True)
     if results.failures:
         raise typer.Exit(1)
+
+
+async def _run_and_clear(
+    results: Results,
+    scale: Scale,
+    wanted: tuple[str, ...],
+    engine: Engine,
+    output: Path,
+    say: Callable[[str], None],
+) -> None:
+    try:
+        await _measure(results, scale, wanted, engine, output, say)
+    finally:  # a run that is interrupted leaves no database on a server
+        await engine.clear()
 
 
 async def _measure(

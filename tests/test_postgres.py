@@ -178,6 +178,45 @@ def test_an_append_is_one_round_trip(database, schema):
     assert len(using(database, schema, use, pool_max=1)) == 5
 
 
+def test_a_rebase_holds_the_session_for_one_round_trip(database, schema):
+    """One finds out that the handle is stale, one appends, one reads what the handle missed."""
+
+    async def use(service):
+        session = await service.create_session(**IDS)
+        stale = await service.get_session(**IDS, session_id=session.id)
+        missed = await service.append_events(session, [say(), say()])
+        sent = []
+        ((link, _),) = service._engine._desks.here().pool._idle
+        link.db.add_query_logger(lambda record: sent.append(record.query))
+        stored = await service.append_event(stale, say(state={"k": 1}), on_stale="rebase")
+        assert list(stale.events) == [*missed, stored]
+        assert stored.seq == stale.revision == 3
+        await asyncio.sleep(0)  # the driver tells of a query a moment later
+        names = {text: name for name, text in service._engine._sql.items()}
+        return [names[text] for text in sent if text in names]
+
+    sent = using(database, schema, use, pool_max=1)
+    assert sent == ["append_next_with_state", "append_rebased", "select_events"]
+
+
+def test_a_new_connection_does_not_ask_again_what_built_in_types_are(database, schema):
+    async def use(service):
+        session = await service.create_session(**IDS)
+        await service.append_event(session, say(state={"k": 1}))
+
+    using(database, schema, use)
+    sent = []
+
+    async def connect_with(url, **options):
+        db = await asyncpg.connect(url, **options)
+        db.add_query_logger(lambda record: sent.append(record.query))
+        return db
+
+    using(database, schema, use, connect_with=connect_with)
+    assert sent
+    assert not [query for query in sent if "pg_type" in query or "jit" in query]
+
+
 def test_without_group_commit_every_append_has_its_own_transaction(database, schema):
     sent = []
 
