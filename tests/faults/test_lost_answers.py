@@ -81,12 +81,27 @@ def test_a_stale_append_whose_answer_was_lost_is_stored_once(url: str) -> None:
     async def use(service: DatabaseSessionService, session: Session, proxy: Proxy) -> None:
         newer = await service.get_session(**KEY)
         assert newer is not None
-        missed, event = say(), say()
+        missed, event = say(), say("late")
         await service.append_event(newer, missed)
-        proxy.lose_answer_to(a_commit)
+        sent = itertools.count(1)  # at the revision that the handle knows, then at any
+        proxy.lose_answer_to(lambda request: b"late" in request and next(sent) == 2)
         stored = await service.append_event(session, event, on_stale="rebase")
         assert (proxy.lost, stored.seq) == (1, 2)
         assert [e.id for e in session.events] == [missed.id, event.id]
+        assert [e.id for e in await read_all(service, **KEY)] == [missed.id, event.id]
+
+    through_a_proxy(url, use)
+
+
+def test_a_partly_repeated_append_whose_answer_was_lost_is_stored_once(url: str) -> None:
+    async def use(service: DatabaseSessionService, session: Session, proxy: Proxy) -> None:
+        newer = await service.get_session(**KEY)
+        assert newer is not None
+        missed, event = say(), say()
+        await service.append_event(newer, missed)
+        proxy.lose_answer_to(a_commit)
+        stored = await service.append_events(session, [missed, event])
+        assert (proxy.lost, [one.seq for one in stored]) == (1, [1, 2])
         assert [e.id for e in await read_all(service, **KEY)] == [missed.id, event.id]
 
     through_a_proxy(url, use)
