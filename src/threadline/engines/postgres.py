@@ -96,10 +96,19 @@ class PostgresEngine:
         }
         self._sessions = {
             (scope, order, descending): SQL["select_sessions"].format(
-                schema=self._schema, scope=scope, time=order, beyond=beyond, direction=direction
+                schema=self._schema,
+                scope=scope,
+                time=order,
+                indexed=indexed,
+                place=place,
+                beyond=beyond,
+                direction=direction,
             )
             for scope in ("app_key", "owner")
-            for order in ("updated", "created")
+            for order, indexed, place in (
+                ("updated", "updated_slot", "floor($2::double precision / 32)"),
+                ("created", "created", "$2"),
+            )
             for descending, beyond, direction in ((False, ">", "ASC"), (True, "<", "DESC"))
         }
         self._pool_min, self._pool_max = pool_min, pool_max

@@ -196,9 +196,9 @@ SELECT 3, NULL, key, value, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
   LIMIT $9)
 
 -- name: select_sessions
--- {scope} is app_key or owner, {time} is updated or created; each pair has its index, which
--- gives the order by time, and ties are sorted by (user, id) as they come. The first
--- comparison is the one an index can use. State comes in the same statement, and so as of the
+-- {scope} is app_key or owner, {time} is updated or created; each pair has its index, of {indexed}
+-- (updated_slot or created), which gives the order; the rows of one slot, and ties, are sorted as
+-- they come. The first comparison is the one an index can use. State comes in the same statement, and so as of the
 -- same moment; OFFSET 0 keeps it a look-up for each session of the page.
 WITH page AS MATERIALIZED (
     SELECT owner, session,
@@ -206,9 +206,9 @@ WITH page AS MATERIALIZED (
            display_name, labels
       FROM {schema}.threadline_session
      WHERE {scope} = $1
-       AND {time} {beyond}= $2 AND ({time}, "user", id) {beyond} ($2, $3::bytea, $4::bytea)
+       AND {indexed} {beyond}= {place} AND ({time}, "user", id) {beyond} ($2, $3::bytea, $4::bytea)
        AND (expires IS NULL OR expires > $5)
-     ORDER BY {time} {direction}, "user" {direction}, id {direction}
+     ORDER BY {indexed} {direction}, {time} {direction}, "user" {direction}, id {direction}
      LIMIT $6
 )
 SELECT 0 AS part, NULL::bytea AS key, NULL::bytea AS value, page.* FROM page

@@ -8,6 +8,9 @@ CREATE TABLE {schema}.threadline_migration (
 -- One row per session. `incarnation` is a random number that tells a session from an earlier one
 -- with the same id. The ids stand here once, in UTF-8: text cannot hold every id (it refuses
 -- NUL), and bytes compare the same under every collation. Other tables hold keys made of them.
+-- Lists are ordered by `updated`, but the index has it in slots of 32 seconds: an append that
+-- stays in its session's slot changes no column of an index, so no index is written and the row's
+-- old version is cleared away by the next one (a HOT update).
 CREATE TABLE {schema}.threadline_session (
     owner        bytea            NOT NULL,
     session      bytea            NOT NULL,
@@ -15,6 +18,7 @@ CREATE TABLE {schema}.threadline_session (
     incarnation  bigint           NOT NULL,
     revision     bigint           NOT NULL DEFAULT 0,
     updated      double precision NOT NULL,
+    updated_slot double precision NOT NULL GENERATED ALWAYS AS (floor(updated / 32)) STORED,
     created      double precision NOT NULL,
     expires      double precision,
     app          bytea            NOT NULL,
@@ -24,8 +28,9 @@ CREATE TABLE {schema}.threadline_session (
     labels       bytea,
     PRIMARY KEY (owner, session)
 ) WITH (fillfactor = 80);
-CREATE INDEX threadline_session_by_updated ON {schema}.threadline_session (app_key, updated);
-CREATE INDEX threadline_session_of_user_by_updated ON {schema}.threadline_session (owner, updated);
+CREATE INDEX threadline_session_by_updated ON {schema}.threadline_session (app_key, updated_slot);
+CREATE INDEX threadline_session_of_user_by_updated
+    ON {schema}.threadline_session (owner, updated_slot);
 CREATE INDEX threadline_session_by_created ON {schema}.threadline_session (app_key, created);
 CREATE INDEX threadline_session_of_user_by_created ON {schema}.threadline_session (owner, created);
 
