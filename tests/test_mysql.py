@@ -509,9 +509,15 @@ def test_deadlocks_are_tried_again(fresh):
 
 def test_a_conflict_that_group_replication_finds_at_commit_is_tried_again():
     said = "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT"
-    assert mysql_driver.code_of(asyncmy.errors.OperationalError(1180, said)) in mysql._ROLLED_BACK
+    assert (
+        mysql_driver.code_of(asyncmy.errors.OperationalError(1180, said))
+        in mysql_driver.ROLLED_BACK
+    )
     full = "Got error 28 - 'No space left on device' during COMMIT"
-    assert mysql_driver.code_of(asyncmy.errors.OperationalError(1180, full)) not in mysql._ROLLED_BACK
+    assert (
+        mysql_driver.code_of(asyncmy.errors.OperationalError(1180, full))
+        not in mysql_driver.ROLLED_BACK
+    )
 
 
 def test_increments_of_a_key_that_is_not_there_add_up(url):
