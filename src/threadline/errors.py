@@ -9,7 +9,10 @@ ThreadlineError
 ├── InvalidInputError                 refused before anything was written       (ValueError)
 │   ├── InvalidIdError                an app, user or session id
 │   ├── UnsupportedValueError         a value that would not come back equal
-│   └── UnsupportedUrlError           a database URL that cannot work
+│   ├── UnsupportedUrlError           a database URL that cannot work
+│   └── RequestTooLargeError          more bytes than the server takes at once
+├── UnauthenticatedError              the server knows no such key, or none was sent
+├── PermissionDeniedError             the server's key does not reach this far
 ├── StateSchemaError                  a state write that breaks the schema      (TypeError)
 ├── ReadOnlyStateError                a write to `session.state`                (TypeError)
 ├── DamagedDataError                  stored bytes that cannot be read
@@ -97,6 +100,18 @@ class UnsupportedValueError(InvalidInputError):
 
 class UnsupportedUrlError(InvalidInputError):
     """A database URL that cannot work; the message names one that would."""
+
+
+class RequestTooLargeError(InvalidInputError):
+    """The server takes fewer bytes in one request; send fewer events at once."""
+
+
+class UnauthenticatedError(ThreadlineError):
+    """No key was sent to the server, or one that it does not know, or that was revoked."""
+
+
+class PermissionDeniedError(ThreadlineError):
+    """The key is for other apps or users, or may only read."""
 
 
 class StateSchemaError(ThreadlineError, TypeError):

@@ -1,0 +1,1 @@
+"""A session service behind HTTP; `app.create_app` makes it."""
