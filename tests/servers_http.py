@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import itertools
 import os
 import re
 import signal
@@ -14,26 +17,56 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount
 
 from servers import free_port
 from threadline.server.app import create_app
+from threadline.server.paths import EncodedPath
 from threadline.server.process import server
 from threadline.service import BaseSessionService
 
 
+class Host:
+    """One server on a thread, under this process's clock, with an application for each test.
+
+    Ending a server takes a moment, and hundreds of tests want one.
+    """
+
+    def __init__(self) -> None:
+        self.mounts: list[BaseRoute] = []
+        app = Starlette(middleware=[Middleware(EncodedPath)])
+        app.router.routes = self.mounts
+        app.state.tails = self  # what a server of ours closes first
+        self.server = server(app)
+        self.server.config.host, self.server.config.port = "127.0.0.1", free_port()
+        self.url = f"http://127.0.0.1:{self.server.config.port}"
+        self.count = itertools.count()
+        threading.Thread(target=self.server.run, daemon=True).start()
+        wait_until(lambda: self.server.started)
+
+    def close(self) -> None:
+        """Do nothing: there are no tails here."""
+
+
+@functools.cache
+def host() -> Host:
+    """Return the process's host."""
+    return Host()
+
+
 @contextlib.contextmanager
 def served(service: BaseSessionService, **options: Any) -> Iterator[str]:
-    """Serve a service on a thread, under this process's clock; yield the URL."""
-    ours = server(create_app(service, **options))
-    ours.config.host, ours.config.port = "127.0.0.1", free_port()
-    thread = threading.Thread(target=ours.run, daemon=True)
-    thread.start()
-    wait_until(lambda: ours.started or not thread.is_alive())
+    """Serve a service until the block ends; yield the URL."""
+    name = f"/{next(host().count)}"
+    mount = Mount(name, create_app(service, **options))
+    host().mounts.append(mount)
     try:
-        yield f"http://127.0.0.1:{ours.config.port}"
+        yield host().url + name
     finally:
-        ours.should_exit = True
-        thread.join(20)
+        host().mounts.remove(mount)
+        asyncio.run(service.close())
 
 
 class Command:

@@ -313,9 +313,10 @@ class _Server:
                 )
             except httpx.TransportError as error:
                 may_repeat = is_repeatable or isinstance(error, not_sent)
+                reason = str(error) or type(error).__name__
                 refusal: Exception = StorageUnavailableError(
-                    f"No answer from {self._base_url}: {str(error) or type(error).__name__}. Whether "
-                    "the call was carried out is not known."
+                    f"No answer from {self._base_url}: {reason}. Whether the call was carried out "
+                    "is not known."
                 )
             else:
                 if answer.status_code < 400:

@@ -225,10 +225,8 @@ def _undecoded(kind: type, value: Any) -> Any:
     return value
 
 
-def _is_raw(kind: Any = None, *_: Any) -> bool:
-    return kind is msgspec.Raw or (
-        get_origin(kind) is Annotated and get_args(kind)[0] is msgspec.Raw
-    )
+def _is_raw(kind: Any = None) -> bool:
+    return get_origin(kind) is Annotated and get_args(kind)[0] is msgspec.Raw
 
 
 def _json(value: Any) -> msgspec.Raw:

@@ -11,7 +11,7 @@ import msgspec
 
 from threadline import wire
 from threadline.engines.base import ID_BYTES_MAX
-from threadline.errors import RequestTooLargeError
+from threadline.errors import RequestTooLargeError, ThreadlineError
 from threadline.server.routes import OPERATIONS, REFUSALS
 
 if TYPE_CHECKING:
@@ -131,9 +131,12 @@ def _answers(operation: Operation) -> Iterator[tuple[int, dict[str, Any]]]:
     yield operation.status, {"description": HTTPStatus(operation.status).phrase, **content}
     if "If-None-Match" in operation.headers:
         yield 304, {"description": HTTPStatus(304).phrase}
-    statuses = {wire.status_of(kind("")) for kind in (*REFUSALS, *operation.refusals)} | {503, 507}
+    refusals: list[type[ThreadlineError]] = [*REFUSALS, *operation.refusals]
+    statuses = {503, 507}
     if operation.body is not None:
-        statuses |= {wire.status_of(RequestTooLargeError("")), 415}
+        refusals.append(RequestTooLargeError)
+        statuses.add(415)
+    statuses |= {wire.status_of(kind("")) for kind in refusals}
     for status in statuses:
         yield (
             status,
