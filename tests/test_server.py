@@ -684,7 +684,7 @@ def test_two_processes_serve_one_database_and_end_gracefully(tmp_path: Path) -> 
             ) as http:
                 for n in range(1000):
                     try:
-                        answer = append(http, event(id=f"{writer}-{n}"))
+                        answer = append(http, event(id=f"{writer}-{n}"), connection="close")
                     except httpx.TransportError:
                         return  # it was not accepted, and so must not be stored
                     assert answer.status_code == 200
