@@ -199,7 +199,9 @@ def test_the_machine_finds_no_difference(engine: str) -> None:
 
 
 @pytest.mark.soak
-def test_no_made_up_request_finds_a_failure_or_an_answer_against_the_document() -> None:
+def test_no_made_up_request_finds_a_failure_or_an_answer_against_the_document(
+    tmp_path: Path,
+) -> None:
     with served(InMemorySessionService()) as url:
         done = subprocess.run(
             [
@@ -213,6 +215,7 @@ def test_no_made_up_request_finds_a_failure_or_an_answer_against_the_document() 
             text=True,
             check=False,
             timeout=300,
+            cwd=tmp_path,  # it leaves a cache
         )
     assert done.returncode == 0, done.stdout
     print(done.stdout)
