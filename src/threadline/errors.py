@@ -9,7 +9,10 @@ ThreadlineError
 ├── InvalidInputError                 refused before anything was written       (ValueError)
 │   ├── InvalidIdError                an app, user or session id
 │   ├── UnsupportedValueError         a value that would not come back equal
-│   └── UnsupportedUrlError           a database URL that cannot work
+│   ├── UnsupportedUrlError           a database URL that cannot work
+│   └── RequestTooLargeError          more bytes than the server takes at once
+├── UnauthenticatedError              the server knows no such key, or none was sent
+├── PermissionDeniedError             the server's key does not reach this far
 ├── StateSchemaError                  a state write that breaks the schema      (TypeError)
 ├── ReadOnlyStateError                a write to `session.state`                (TypeError)
 ├── DamagedDataError                  stored bytes that cannot be read
@@ -75,8 +78,13 @@ class StaleSessionError(ThreadlineError, ValueError):
 class EventConflictError(ThreadlineError, ValueError):
     """The session already holds an event with this id and other content.
 
-    A retry must send the event it sent before; a new event needs a new id.
+    A retry must send the event it sent before; a new event needs a new id. `stored` is the event
+    that is there, where one is.
     """
+
+    def __init__(self, message: str, *, stored: Any = None) -> None:
+        super().__init__(message)
+        self.stored = stored
 
 
 class StateConflictError(ThreadlineError, ValueError):
@@ -97,6 +105,18 @@ class UnsupportedValueError(InvalidInputError):
 
 class UnsupportedUrlError(InvalidInputError):
     """A database URL that cannot work; the message names one that would."""
+
+
+class RequestTooLargeError(InvalidInputError):
+    """The server takes fewer bytes in one request; send fewer events at once."""
+
+
+class UnauthenticatedError(ThreadlineError):
+    """No key was sent to the server, or one that it does not know, or that was revoked."""
+
+
+class PermissionDeniedError(ThreadlineError):
+    """The key is for other apps or users, or may only read."""
 
 
 class StateSchemaError(ThreadlineError, TypeError):

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-import msgspec
-
-from threadline.canonical import encode
-from threadline.codec import row_to_event
+from threadline.codec import event_to_row, row_to_event
 from threadline.models import Event
 
 if TYPE_CHECKING:
@@ -69,12 +66,9 @@ class History(Sequence[Event]):
         return repr(list(self))
 
     def rows(self) -> Iterator[EventRow]:
-        """Yield the seq and the stored body of every event, decoding none of them."""
+        """Yield each event's seq and its JSON without it, decoding nothing."""
         for item in self._items:
-            if type(item) is tuple:
-                yield item
-            else:
-                yield item.seq or 0, encode(msgspec.structs.replace(item, seq=None), "event")
+            yield item if type(item) is tuple else (item.seq or 0, event_to_row(item)[0].body)
 
     def push(self, item: Event | EventRow) -> None:
         """Add the next event: the service's privilege."""

@@ -175,8 +175,8 @@ class EventClashError(Exception):
         self.stored = stored
 
 
-class Engine(Protocol):
-    """A store of rows. Every method may be called from several event loops and threads.
+class SessionStore(Protocol):
+    """What keeps sessions row by row: a database, or a server in front of one.
 
     `now` decides which sessions are expired: to every method they do not exist, and `create`
     puts a new one in their place.
@@ -207,6 +207,13 @@ class Engine(Protocol):
         SessionNotFoundError if there is no session, or not this incarnation.
         """
 
+    async def delete(self, key: SessionKey) -> bool:
+        """Remove a session, its events and its state; tell whether it was there."""
+
+
+class Engine(SessionStore, Protocol):
+    """A store of rows. Every method may be called from several event loops and threads."""
+
     async def patch(
         self,
         scope: Scope,
@@ -227,9 +234,6 @@ class Engine(Protocol):
         self, query: SessionQuery, *, now: float
     ) -> list[tuple[SessionRow, StateRows]]:
         """Read a page of sessions, each with its state of all scopes if asked for."""
-
-    async def delete(self, key: SessionKey) -> bool:
-        """Remove a session, its events and its state; tell whether it was there."""
 
 
 class Migration(msgspec.Struct, frozen=True):
