@@ -14,11 +14,13 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from threadline import clock, codec, migrations, state
 from threadline.canonical import decode, dump, encode, is_same
 from threadline.connect import connect
 from threadline.engines.base import (
+    NO_STATE,
     SEQ_MAX,
     Engine,
     EventClashError,
@@ -28,9 +30,11 @@ from threadline.engines.base import (
     NewSession,
     Position,
     Scope,
+    SessionChange,
     SessionQuery,
     Window,
     app_scope,
+    check_id,
     session_key,
     user_scope,
 )
@@ -168,6 +172,53 @@ class EngineSessionService(BaseSessionService):
         return ListSessionsResponse(
             sessions=sessions, next_cursor=_position_to_cursor(place, asked)
         )
+
+    async def find_sessions(self, *, app_name: str, session_id: str) -> list[Session]:
+        """Return handles of the app's sessions with this id, one for each user that has one."""
+        check_id("session_id", session_id)
+        app_key = app_scope(app_name).owner
+        rows = await (await self._ready()).find(app_key, session_id, now=clock.now())
+        return [
+            codec.row_to_session(row, NO_STATE, History())
+            for row in sorted(rows, key=lambda row: row.user)
+        ]
+
+    async def list_apps(self) -> list[str]:
+        """Return the names of the apps that have sessions, in order."""
+        return await (await self._ready()).apps()
+
+    async def update_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        display_name: str | UnsetType | None = UNSET,
+        labels: dict[str, str] | UnsetType | None = UNSET,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | UnsetType | None = UNSET,
+    ) -> Session:
+        """Change a session's title, labels or expiry; return a handle of it without events."""
+        now = clock.now()
+        key = session_key(app_name, user_id, session_id)
+        if ttl is not None and expire_time is not UNSET:
+            raise InvalidInputError("Give ttl or expire_time, not both.")
+        is_timed = ttl is not None or expire_time is not UNSET
+        change = SessionChange(
+            display_name=UNSET
+            if display_name is UNSET
+            else _checked_text("display_name", display_name),
+            labels=UNSET if labels is UNSET else _encoded_labels(labels),
+            expires=_expiry(now, ttl, None if expire_time is UNSET else expire_time)
+            if is_timed
+            else UNSET,
+        )
+        engine = await self._ready()
+        if await engine.describe(key, change, now=now):
+            found = await engine.load(key, Window(limit=0), now=now)
+            if found is not None:
+                return codec.row_to_session(found.session, found.state, History())
+        raise SessionNotFoundError(f"The session {session_id!r} does not exist.")
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session, its events and its state; a missing one is no error."""

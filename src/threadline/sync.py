@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from msgspec import UNSET, UnsetType
+
 from threadline import service, store
 from threadline.blocking import call
 
@@ -214,6 +216,38 @@ class BaseSessionService:
     def refresh(self, session: Session) -> Session:
         """Bring a handle up to date, reading only the events it has not seen; return it."""
         return call(self.asynchronous.refresh(session))
+
+    def find_sessions(self, *, app_name: str, session_id: str) -> list[Session]:
+        """Return handles of the app's sessions with this id, one for each user that has one."""
+        return call(self.asynchronous.find_sessions(app_name=app_name, session_id=session_id))
+
+    def list_apps(self) -> list[str]:
+        """Return the names of the apps that have sessions, in order."""
+        return call(self.asynchronous.list_apps())
+
+    def update_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        display_name: str | UnsetType | None = UNSET,
+        labels: dict[str, str] | UnsetType | None = UNSET,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | UnsetType | None = UNSET,
+    ) -> Session:
+        """Change a session's title, labels or expiry; return a handle of it without events."""
+        return call(
+            self.asynchronous.update_session(
+                app_name=app_name,
+                user_id=user_id,
+                session_id=session_id,
+                display_name=display_name,
+                labels=labels,
+                ttl=ttl,
+                expire_time=expire_time,
+            )
+        )
 
     def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session, its events and its state; a missing one is no error."""
