@@ -24,7 +24,17 @@ HEAVY = {
         "asyncpg",
         "sqlalchemy",
     ),
-    *("starlette", "fastapi", "uvicorn", "httpx", "google", "hypothesis", "pytest"),
+    *(
+        "starlette",
+        "fastapi",
+        "uvicorn",
+        "httpx",
+        "httptools",
+        "anyio",
+        "google",
+        "hypothesis",
+        "pytest",
+    ),
 }
 
 

@@ -34,6 +34,7 @@ CLASSES = [
     "EngineSessionService",
     "InMemorySessionService",
     "DatabaseSessionService",
+    "RemoteSessionService",
 ]
 # `async with` becomes `with`; nothing else has another name.
 ENTER = {"__aenter__": "__enter__", "__aexit__": "__exit__"}

@@ -26,8 +26,10 @@ from threadline.errors import (
     NewerSchemaError,
     NotADatabaseError,
     OutdatedSchemaError,
+    PermissionDeniedError,
     ReadOnlyDatabaseError,
     ReadOnlyStateError,
+    RequestTooLargeError,
     SessionNotFoundError,
     StaleSessionError,
     StateConflictError,
@@ -37,6 +39,7 @@ from threadline.errors import (
     StorageFullError,
     StorageUnavailableError,
     ThreadlineError,
+    UnauthenticatedError,
     UnsupportedUrlError,
     UnsupportedValueError,
 )
@@ -55,6 +58,7 @@ from threadline.models import (
     UiWidget,
 )
 from threadline.patch import MISSING
+from threadline.remote import RemoteSessionService
 from threadline.runner import RunContext, Runner
 from threadline.service import BaseSessionService
 from threadline.state import State
@@ -102,8 +106,11 @@ __all__ = [
     "NotADatabaseError",
     "OutdatedSchemaError",
     "Part",
+    "PermissionDeniedError",
     "ReadOnlyDatabaseError",
     "ReadOnlyStateError",
+    "RemoteSessionService",
+    "RequestTooLargeError",
     "RunContext",
     "Runner",
     "Session",
@@ -120,6 +127,7 @@ __all__ = [
     "ToolConfirmation",
     "Transcription",
     "UiWidget",
+    "UnauthenticatedError",
     "UnsupportedUrlError",
     "UnsupportedValueError",
     "UsageMetadata",

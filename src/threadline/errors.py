@@ -78,8 +78,13 @@ class StaleSessionError(ThreadlineError, ValueError):
 class EventConflictError(ThreadlineError, ValueError):
     """The session already holds an event with this id and other content.
 
-    A retry must send the event it sent before; a new event needs a new id.
+    A retry must send the event it sent before; a new event needs a new id. `stored` is the event
+    that is there, where one is.
     """
+
+    def __init__(self, message: str, *, stored: Any = None) -> None:
+        super().__init__(message)
+        self.stored = stored
 
 
 class StateConflictError(ThreadlineError, ValueError):

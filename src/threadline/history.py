@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from threadline.codec import row_to_event
+from threadline.codec import event_to_row, row_to_event
 from threadline.models import Event
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class History(Sequence[Event]):
 
     def __repr__(self) -> str:
         return repr(list(self))
+
+    def rows(self) -> Iterator[EventRow]:
+        """Yield each event's seq and its JSON without it, decoding nothing."""
+        for item in self._items:
+            yield item if type(item) is tuple else (item.seq or 0, event_to_row(item)[0].body)
 
     def push(self, item: Event | EventRow) -> None:
         """Add the next event: the service's privilege."""

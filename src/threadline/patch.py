@@ -44,6 +44,8 @@ class Patch(msgspec.Struct, frozen=True):
         if len(written) != len({*written}):
             raise InvalidInputError("A key can be set, deleted or incremented, only one of them.")
         state.check_schema(self.schema, self.set)
+        for key, value in self.set.items():
+            encode(value, f"set[{key!r}]")
         for key, amount in self.increment.items():
             if not _is_number(amount):
                 raise InvalidInputError(f"increment[{key!r}] must be a number, got {amount!r}.")

@@ -6,6 +6,7 @@ transaction, bring the caller's handle up to date with what was stored before it
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import base64
 import binascii
@@ -32,6 +33,7 @@ from threadline.engines.base import (
     Scope,
     SessionChange,
     SessionQuery,
+    SessionStore,
     Window,
     app_scope,
     check_id,
@@ -66,23 +68,17 @@ if TYPE_CHECKING:
     from threadline.engines.base import Appended, StateRows
 
 
-class EngineSessionService(BaseSessionService):
-    """The session service over an engine."""
+class StoredSessionService(BaseSessionService):
+    """What is the same wherever sessions are kept row by row: the handles and their appends."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        on_stale: OnStale = "raise",
-        auto_migrate: bool = True,
-        state_schema: type | None = None,
-    ) -> None:
+    def __init__(self, *, on_stale: OnStale, state_schema: type | None) -> None:
         _check_policy(on_stale)
-        self._engine = engine
         self._on_stale: OnStale = on_stale
-        self._auto_migrate = auto_migrate
         self.state_schema = state_schema
-        self._is_ready = False
+
+    @abc.abstractmethod
+    async def _ready(self) -> SessionStore:
+        """Return the store, opened."""
 
     # -- sessions -----------------------------------------------------------------------
 
@@ -109,8 +105,8 @@ class EngineSessionService(BaseSessionService):
             display_name=_checked_text("display_name", display_name),
             labels=_encoded_labels(labels),
         )
-        engine = await self._ready()
-        created = await engine.create(new, rows, now=now)
+        store = await self._ready()
+        created = await store.create(new, rows, now=now)
         return codec.row_to_session(created.session, created.state, History())
 
     async def get_session(
@@ -134,6 +130,146 @@ class EngineSessionService(BaseSessionService):
             )
         return codec.row_to_session(found.session, found.state, History(found.events))
 
+    async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
+        """Remove a session, its events and its state; a missing one is no error."""
+        key = session_key(app_name, user_id, session_id)
+        await (await self._ready()).delete(key)
+
+    # -- events -------------------------------------------------------------------------
+
+    async def append_events(
+        self, session: Session, events: Sequence[Event], *, on_stale: OnStale | None = None
+    ) -> list[Event]:
+        """Store several events in one transaction: all of them, or none."""
+        rebase = (_check_policy(on_stale) if on_stale else self._on_stale) == "rebase"
+        given: list[Event] = []
+        rows: list[NewEvent] = []
+        stored: list[Event] = []
+        for one in events:
+            event = one if isinstance(one, Event) else Event.from_dict(one)
+            given.append(event)
+            if not event.partial:
+                state.check_schema(self.state_schema, event.actions.state_delta)
+                row, clean = codec.event_to_row(event)
+                rows.append(row)
+                stored.append(clean)
+        if not rows:
+            return given
+        if len(rows) > 1 and len({row.id for row in rows}) < len(rows):
+            raise EventConflictError("Two of the events to be appended have the same id.")
+        store = await self._ready()
+        # Appends through one handle take turns: each needs the revision the last one left.
+        async with _lock(session):
+            handle = Handle(
+                key=session_key(session.app_name, session.user_id, session.id),
+                revision=_revision(session),
+                incarnation=session.incarnation,
+            )
+            appended = await self._append(store, handle, rows, rebase)
+            for event, seq in zip(stored, appended.seqs, strict=True):
+                codec.set_seq(event, seq)
+            _advance(session, handle.revision, appended, stored)
+            for event in given:
+                temp = state.temp_keys(event.actions.state_delta)
+                if temp and not event.partial:
+                    state.write_through(session.state, temp)
+        if len(stored) == len(given):
+            return stored
+        complete = iter(stored)
+        return [event if event.partial else next(complete) for event in given]
+
+    async def _append(
+        self, store: SessionStore, handle: Handle, rows: list[NewEvent], rebase: bool
+    ) -> Appended:
+        while True:
+            try:
+                return await store.append(handle, rows, rebase=rebase, now=clock.now())
+            except StaleSessionError as error:
+                error.missed = History(error.missed)
+                raise
+            except EventClashError as clash:
+                # The same event may have been written in other words, such as a dict's keys in
+                # another order. Take the stored ones and it is the retry that it is.
+                row = rows[clash.index]
+                mine, theirs = (decode(Event, body) for body in (row.body, clash.stored[1]))
+                if not is_same(dump(mine), dump(theirs)):
+                    raise EventConflictError(
+                        f"The session {handle.key.id!r} already holds an event with the id "
+                        f"{row.id!r} and other content, at seq {clash.stored[0]}. A retry must "
+                        "send the same event; a new event needs a new id.",
+                        stored=codec.row_to_event(clash.stored),
+                    ) from None
+                rows[clash.index] = msgspec.structs.replace(row, body=clash.stored[1])
+
+    async def refresh(self, session: Session) -> Session:
+        """Bring a handle up to date, reading only the events it has not seen; return it."""
+        key = session_key(session.app_name, session.user_id, session.id)
+        store = await self._ready()
+        async with _lock(session):
+            window = Window(after_seq=_revision(session))
+            found = await store.load(key, window, now=clock.now())
+            if found is None or session.incarnation not in (None, found.session.incarnation):
+                raise SessionNotFoundError(f"The session {session.id!r} does not exist any more.")
+            fresh = codec.row_to_session(
+                found.session, found.state, _grown(session.events, found.events)
+            )
+            # In place: whoever holds the state, such as a runner's context, sees the new one.
+            temp = state.temp_keys(session.state)
+            fresh.state = state.replaced(session.state, {**fresh.state, **temp})
+            for field in fresh.__struct_fields__:
+                setattr(session, field, getattr(fresh, field))
+        return session
+
+    # -- state --------------------------------------------------------------------------
+
+    def _checked_patch(
+        self,
+        app_name: str,
+        user_id: str | None,
+        session_id: str | None,
+        set: Mapping[str, Any] | None,
+        delete: Iterable[str],
+        increment: Mapping[str, float] | None,
+        expect: Mapping[str, Any] | None,
+    ) -> tuple[Scope, Patch]:
+        if session_id is not None:
+            if user_id is None:
+                raise InvalidInputError("A session's state needs user_id as well as session_id.")
+            key = session_key(app_name, user_id, session_id)
+            scope = Scope(key.owner, key.session)
+        else:
+            scope = app_scope(app_name) if user_id is None else user_scope(app_name, user_id)
+        # A schema is about the session's own keys, as it is in a delta.
+        schema = None if session_id is None else self.state_schema
+        patch = Patch(set or {}, tuple(delete), increment or {}, expect or {}, schema)
+        patch.check(in_session=session_id is not None)
+        return scope, patch
+
+    def _delta_to_rows(self, delta: Mapping[str, Any]) -> StateRows:
+        state.check_schema(self.state_schema, delta)
+        return codec.state_to_rows(delta)
+
+    async def __aenter__(self) -> Self:
+        await self._ready()
+        return self
+
+
+class EngineSessionService(StoredSessionService):
+    """The session service over an engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_stale: OnStale = "raise",
+        auto_migrate: bool = True,
+        state_schema: type | None = None,
+    ) -> None:
+        super().__init__(on_stale=on_stale, state_schema=state_schema)
+        self._engine = engine
+        self._auto_migrate = auto_migrate
+        self._is_ready = False
+
     async def list_sessions(
         self,
         *,
@@ -149,7 +285,7 @@ class EngineSessionService(BaseSessionService):
         if order not in ("updated", "created"):
             raise InvalidInputError(f"order must be 'updated' or 'created', got {order!r}.")
         if limit is not None:
-            _check_positive("limit", limit)
+            check_positive("limit", limit)
         app = app_scope(app_name)
         owner = None if user_id is None else user_scope(app_name, user_id).owner
         asked = [order, descending, app.owner.hex(), owner.hex() if owner else None]
@@ -220,13 +356,6 @@ class EngineSessionService(BaseSessionService):
                 return codec.row_to_session(found.session, found.state, History())
         raise SessionNotFoundError(f"The session {session_id!r} does not exist.")
 
-    async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Remove a session, its events and its state; a missing one is no error."""
-        key = session_key(app_name, user_id, session_id)
-        await (await self._ready()).delete(key)
-
-    # -- events -------------------------------------------------------------------------
-
     async def list_events(
         self,
         *,
@@ -239,7 +368,7 @@ class EngineSessionService(BaseSessionService):
         reverse: bool = False,
     ) -> ListEventsResponse:
         """Return a page of events with `after_seq < seq < before_seq`."""
-        _check_positive("limit", limit)
+        check_positive("limit", limit)
         window = Window(
             after_seq=_checked_seq("after_seq", after_seq) or 0,
             before_seq=_checked_seq("before_seq", before_seq),
@@ -253,90 +382,6 @@ class EngineSessionService(BaseSessionService):
         rows = found.events
         page = rows[-limit:] if reverse else rows[:limit]
         return ListEventsResponse(events=History(page), has_more=len(rows) > limit)
-
-    async def append_events(
-        self, session: Session, events: Sequence[Event], *, on_stale: OnStale | None = None
-    ) -> list[Event]:
-        """Store several events in one transaction: all of them, or none."""
-        rebase = (_check_policy(on_stale) if on_stale else self._on_stale) == "rebase"
-        given: list[Event] = []
-        rows: list[NewEvent] = []
-        stored: list[Event] = []
-        for one in events:
-            event = one if isinstance(one, Event) else Event.from_dict(one)
-            given.append(event)
-            if not event.partial:
-                state.check_schema(self.state_schema, event.actions.state_delta)
-                row, clean = codec.event_to_row(event)
-                rows.append(row)
-                stored.append(clean)
-        if not rows:
-            return given
-        if len(rows) > 1 and len({row.id for row in rows}) < len(rows):
-            raise EventConflictError("Two of the events to be appended have the same id.")
-        engine = await self._ready()
-        # Appends through one handle take turns: each needs the revision the last one left.
-        async with _lock(session):
-            handle = Handle(
-                key=session_key(session.app_name, session.user_id, session.id),
-                revision=_revision(session),
-                incarnation=session.incarnation,
-            )
-            appended = await self._store(engine, handle, rows, rebase)
-            for event, seq in zip(stored, appended.seqs, strict=True):
-                codec.set_seq(event, seq)
-            _advance(session, handle.revision, appended, stored)
-            for event in given:
-                temp = state.temp_keys(event.actions.state_delta)
-                if temp and not event.partial:
-                    state.write_through(session.state, temp)
-        if len(stored) == len(given):
-            return stored
-        complete = iter(stored)
-        return [event if event.partial else next(complete) for event in given]
-
-    async def _store(
-        self, engine: Engine, handle: Handle, rows: list[NewEvent], rebase: bool
-    ) -> Appended:
-        while True:
-            try:
-                return await engine.append(handle, rows, rebase=rebase, now=clock.now())
-            except StaleSessionError as error:
-                error.missed = History(error.missed)
-                raise
-            except EventClashError as clash:
-                # The same event may have been written in other words, such as a dict's keys in
-                # another order. Take the stored ones and it is the retry that it is.
-                row = rows[clash.index]
-                mine, theirs = (decode(Event, body) for body in (row.body, clash.stored[1]))
-                if not is_same(dump(mine), dump(theirs)):
-                    raise EventConflictError(
-                        f"The session {handle.key.id!r} already holds an event with the id "
-                        f"{row.id!r} and other content, at seq {clash.stored[0]}. A retry must "
-                        "send the same event; a new event needs a new id."
-                    ) from None
-                rows[clash.index] = msgspec.structs.replace(row, body=clash.stored[1])
-
-    async def refresh(self, session: Session) -> Session:
-        """Bring a handle up to date, reading only the events it has not seen; return it."""
-        key = session_key(session.app_name, session.user_id, session.id)
-        engine = await self._ready()
-        async with _lock(session):
-            window = Window(after_seq=_revision(session))
-            found = await engine.load(key, window, now=clock.now())
-            if found is None or session.incarnation not in (None, found.session.incarnation):
-                raise SessionNotFoundError(f"The session {session.id!r} does not exist any more.")
-            fresh = codec.row_to_session(
-                found.session, found.state, _grown(session.events, found.events)
-            )
-            # In place: whoever holds the state, such as a runner's context, sees the new one.
-            temp = state.temp_keys(session.state)
-            fresh.state = state.replaced(session.state, {**fresh.state, **temp})
-            for field in fresh.__struct_fields__:
-                setattr(session, field, getattr(fresh, field))
-        return session
-
-    # -- state --------------------------------------------------------------------------
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """Return a copy of the user's state, keys without their prefix."""
@@ -360,24 +405,12 @@ class EngineSessionService(BaseSessionService):
         expect: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Change state without an event, atomically; return the new values of the keys set."""
-        if session_id is not None:
-            if user_id is None:
-                raise InvalidInputError("A session's state needs user_id as well as session_id.")
-            key = session_key(app_name, user_id, session_id)
-            scope = Scope(key.owner, key.session)
-        else:
-            scope = app_scope(app_name) if user_id is None else user_scope(app_name, user_id)
-        # A schema is about the session's own keys, as it is in a delta.
-        schema = None if session_id is None else self.state_schema
-        patch = Patch(set or {}, tuple(delete), increment or {}, expect or {}, schema)
-        patch.check(in_session=session_id is not None)
+        scope, patch = self._checked_patch(
+            app_name, user_id, session_id, set, delete, increment, expect
+        )
         engine = await self._ready()
         changes = await engine.patch(scope, patch.keys, patch.change, now=clock.now())
         return {key: decode(None, value) for key, value in changes.items() if value is not None}
-
-    def _delta_to_rows(self, delta: Mapping[str, Any]) -> StateRows:
-        state.check_schema(self.state_schema, delta)
-        return codec.state_to_rows(delta)
 
     # -- life ---------------------------------------------------------------------------
 
@@ -402,10 +435,6 @@ class EngineSessionService(BaseSessionService):
         """Let go of connections and threads; the next call opens them again."""
         self._is_ready = False
         await self._engine.close()
-
-    async def __aenter__(self) -> Self:
-        await self._ready()
-        return self
 
 
 class InMemorySessionService(EngineSessionService):
@@ -527,7 +556,7 @@ def _check_policy(on_stale: str) -> OnStale:
     raise InvalidInputError(f"on_stale must be 'raise' or 'rebase', got {on_stale!r}.")
 
 
-def _check_positive(name: str, value: int) -> None:
+def check_positive(name: str, value: int) -> None:
     if not isinstance(value, int) or not 1 <= value <= SEQ_MAX:
         raise InvalidInputError(f"{name} must be an integer from 1 to {SEQ_MAX}, got {value!r}.")
 

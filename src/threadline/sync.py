@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from msgspec import UNSET, UnsetType
 
-from threadline import service, store
+from threadline import remote, service, store
 from threadline.blocking import call
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from threadline import NotADatabaseError as NotADatabaseError
     from threadline import OutdatedSchemaError as OutdatedSchemaError
     from threadline import Part as Part
+    from threadline import PermissionDeniedError as PermissionDeniedError
     from threadline import ReadOnlyDatabaseError as ReadOnlyDatabaseError
     from threadline import ReadOnlyStateError as ReadOnlyStateError
+    from threadline import RequestTooLargeError as RequestTooLargeError
     from threadline import RunContext as RunContext
     from threadline import Runner as Runner
     from threadline import Session as Session
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from threadline import ToolConfirmation as ToolConfirmation
     from threadline import Transcription as Transcription
     from threadline import UiWidget as UiWidget
+    from threadline import UnauthenticatedError as UnauthenticatedError
     from threadline import UnsupportedUrlError as UnsupportedUrlError
     from threadline import UnsupportedValueError as UnsupportedValueError
     from threadline import UsageMetadata as UsageMetadata
@@ -368,6 +371,29 @@ class DatabaseSessionService(EngineSessionService):
             pool_max=pool_max,
             connect_with=connect_with,
             replica_url=replica_url,
+        )
+
+
+class RemoteSessionService(BaseSessionService):
+    """Sessions behind a threadline server (`threadline serve`)."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        on_stale: OnStale = "raise",
+        state_schema: type | None = None,
+        timeout_s: float = 30.0,
+        retry_for_s: float = 10.0,
+    ) -> None:
+        self.asynchronous = remote.RemoteSessionService(
+            base_url,
+            token=token,
+            on_stale=on_stale,
+            state_schema=state_schema,
+            timeout_s=timeout_s,
+            retry_for_s=retry_for_s,
         )
 
 

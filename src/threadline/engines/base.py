@@ -191,8 +191,8 @@ class EventClashError(Exception):
         self.stored = stored
 
 
-class Engine(Protocol):
-    """A store of rows. Every method may be called from several event loops and threads.
+class SessionStore(Protocol):
+    """What keeps sessions row by row: a database, or a server in front of one.
 
     `now` decides which sessions are expired: to every method they do not exist, and `create`
     puts a new one in their place.
@@ -223,6 +223,13 @@ class Engine(Protocol):
         SessionNotFoundError if there is no session, or not this incarnation.
         """
 
+    async def delete(self, key: SessionKey) -> bool:
+        """Remove a session, its events and its state; tell whether it was there."""
+
+
+class Engine(SessionStore, Protocol):
+    """A store of rows. Every method may be called from several event loops and threads."""
+
     async def patch(
         self,
         scope: Scope,
@@ -252,9 +259,6 @@ class Engine(Protocol):
 
     async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
         """Change a session's title, labels and expiry; tell whether it was there."""
-
-    async def delete(self, key: SessionKey) -> bool:
-        """Remove a session, its events and its state; tell whether it was there."""
 
 
 class Migration(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from urllib.parse import quote, unquote
 
 from starlette.convertors import Convertor, register_url_convertor
 
+from threadline.wire import segment
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,14 +32,6 @@ class IdConvertor(Convertor[str]):
 
 
 register_url_convertor("id", IdConvertor())
-
-
-def segment(id: str) -> str:
-    """Return an id as one path segment: everything but letters, digits and `_-~` is encoded.
-
-    A dot is encoded too, as clients and proxies take `.` and `..` for directions.
-    """
-    return quote(id, safe="").replace(".", "%2E")
 
 
 class EncodedPath:

@@ -1,0 +1,165 @@
+"""Running the application: sockets, worker processes, and an end at which nothing is lost."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import uvicorn
+
+from threadline.errors import InvalidInputError, StorageError
+from threadline.server.app import BODY_BYTES_MAX, create_app
+from threadline.server.auth import KeyFile, is_loopback
+from threadline.store import DatabaseSessionService
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+log = logging.getLogger("threadline.server")
+
+KEEP_IDLE_S = 75
+"""Longer than clients keep an idle connection: none is closed as a request comes in."""
+RESTART_PAUSE_S = 1.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server is started with."""
+
+    db: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    keys: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    body_bytes_max: int = BODY_BYTES_MAX
+    drain_s: int = 30
+
+    def check(self) -> None:
+        """Raise InvalidInputError for what cannot be served."""
+        if self.keys is None and not is_loopback(self.host):
+            raise InvalidInputError(
+                f"Whoever reaches {self.host} could read every conversation: name a file of keys "
+                "with --keys (`threadline keys create` makes one), or serve 127.0.0.1."
+            )
+        if self.keys is not None:
+            KeyFile(self.keys).all()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends the tails before it waits for what is under way."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer every request that was accepted, then end."""
+        app: Any = self.config.loaded_app
+        app.state.tails.close()
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    settings.check()
+    listener = _listen(settings.host, settings.port)
+    log.info("Serving on http://%s:%d", *listener.getsockname()[:2])
+    if settings.workers == 1:
+        _work(settings, listener)
+    else:
+        _supervise(settings, listener)
+
+
+def server(app: Starlette, *, drain_s: int = 30) -> Server:
+    """Return a server of an application."""
+    return Server(
+        uvicorn.Config(
+            app,
+            # Its access log would have the query, and so a key.
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_IDLE_S,
+            timeout_graceful_shutdown=drain_s,
+        )
+    )
+
+
+def _work(settings: Settings, listener: socket.socket) -> None:
+    service = DatabaseSessionService(settings.db)
+    keys = None if settings.keys is None else KeyFile(settings.keys)
+    app = create_app(
+        service,
+        keys=keys,
+        cors_origins=settings.cors_origins,
+        body_bytes_max=settings.body_bytes_max,
+    )
+    server(app, drain_s=settings.drain_s).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StorageError(f"Cannot listen on {host}:{port}: {error}") from error
+    listener.listen(2048)
+    listener.set_inheritable(True)
+    return listener
+
+
+# -- several processes ------------------------------------------------------------------
+
+
+def _supervise(settings: Settings, listener: socket.socket) -> None:
+    """Keep the workers running; end them all, gracefully, when told to."""
+    context = multiprocessing.get_context("spawn")
+    is_ending = False
+
+    def end(*_: object) -> None:
+        nonlocal is_ending
+        is_ending = True
+
+    def begin() -> Any:
+        worker = context.Process(target=_worker, args=(settings, listener))
+        worker.start()
+        return worker
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, end)
+    workers = [begin() for _ in range(settings.workers)]
+    while not is_ending:
+        time.sleep(0.1)
+        for number, worker in enumerate(workers):
+            if not worker.is_alive() and not is_ending:
+                log.error("A worker ended with %s; another one takes its place.", worker.exitcode)
+                time.sleep(RESTART_PAUSE_S)
+                workers[number] = begin()
+    listener.close()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
+
+
+def _worker(settings: Settings, listener: socket.socket) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_up_logging()
+    _work(settings, listener)
+
+
+def set_up_logging() -> None:
+    """Write one line for each message to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("threadline", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO if name == "threadline" else logging.WARNING)
+        logger.propagate = False

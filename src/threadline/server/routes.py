@@ -1,0 +1,484 @@
+"""The native API: one table of operations, from which the routes and the document are made."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from threadline import wire
+from threadline.errors import (
+    AlreadyExistsError,
+    EventConflictError,
+    InvalidInputError,
+    PermissionDeniedError,
+    SessionNotFoundError,
+    StaleSessionError,
+    StateConflictError,
+    ThreadlineError,
+    UnauthenticatedError,
+)
+from threadline.models import Event, GetSessionConfig, Session
+from threadline.patch import MISSING
+from threadline.server import paths as paths  # it knows `{app:id}`
+from threadline.server.access import authorize
+from threadline.state import split
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from starlette.requests import Request
+    from starlette.routing import BaseRoute
+
+    from threadline.server.stream import Ids, Tails
+    from threadline.service import BaseSessionService, OnStale, Order
+
+
+# -- what can be asked ------------------------------------------------------------------
+
+
+class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What stands behind the question mark, and nothing else."""
+
+
+class EventsWanted(Query):
+    """Which events of a session to send; the state is whole in any case."""
+
+    num_recent_events: int | None = None
+    after_timestamp: float | None = None
+    after_seq: int | None = None
+
+
+class SessionsWanted(Query):
+    """Which page of sessions to send."""
+
+    limit: int = wire.PAGE_DEFAULT
+    cursor: str | None = None
+    order: str = "updated"
+    descending: bool = False
+    state: bool = True
+
+
+class PageWanted(Query):
+    """Which page of events to send: `after_seq < seq < before_seq`."""
+
+    after_seq: int | None = None
+    before_seq: int | None = None
+    limit: int = wire.PAGE_DEFAULT
+    reverse: bool = False
+
+
+class TailWanted(Query):
+    """Where a tail begins: after which event."""
+
+    after_seq: int | None = None
+
+
+class Nothing(Query):
+    """No options."""
+
+
+class Ask(NamedTuple):
+    """One request, taken apart."""
+
+    service: BaseSessionService
+    tails: Tails
+    request: Request
+    app: str
+    user: str
+    session: str
+    query: Any
+    body: Any
+
+    @property
+    def ids(self) -> Ids:
+        """The session's ids."""
+        return self.app, self.user, self.session
+
+    @property
+    def of_session(self) -> dict[str, Any]:
+        """The session's ids, as the service's arguments."""
+        return {"app_name": self.app, "user_id": self.user, "session_id": self.session}
+
+
+class Operation(NamedTuple):
+    """One line of the table."""
+
+    method: str
+    path: str
+    handler: Callable[[Ask], Awaitable[Response]]
+    write: bool = False
+    query: type[Query] = Nothing
+    body: type[wire.Body] | None = None
+    answer: type[wire.Answer] | None = None
+    status: int = 200
+    refusals: tuple[type[ThreadlineError], ...] = ()
+    headers: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a sentence."""
+        return (self.handler.__doc__ or "").partition("\n")[0]
+
+
+# -- sessions ---------------------------------------------------------------------------
+
+
+async def list_sessions(ask: Ask) -> Response:
+    """List sessions a page at a time, without their events."""
+    order: Order = ask.query.order
+    page = await ask.service.list_sessions(
+        app_name=ask.app,
+        user_id=ask.user or None,
+        limit=_page(ask.query.limit),
+        cursor=ask.query.cursor,
+        order=order,
+        descending=ask.query.descending,
+        include_state=ask.query.state,
+    )
+    return _answer(
+        wire.SessionsAnswer(
+            sessions=[msgspec.Raw(wire.session_body(session)) for session in page.sessions],
+            next_cursor=page.next_cursor,
+        )
+    )
+
+
+async def create_session(ask: Ask) -> Response:
+    """Create a session, with a new id if none is given."""
+    session = await ask.service.create_session(
+        app_name=ask.app, user_id=ask.user, session_id=ask.body.session_id, **_facts(ask.body)
+    )
+    answer = _session(ask, session, status=201)
+    place = wire.session_path(session.app_name, session.user_id, session.id)
+    answer.headers["location"] = ask.request.scope.get("root_path", "") + place
+    return answer
+
+
+async def get_or_create_session(ask: Ask) -> Response:
+    """Return the session, created with what is given if there is none."""
+    session = await ask.service.get_or_create_session(**ask.of_session, **_facts(ask.body))
+    return _session(ask, session)
+
+
+async def get_session(ask: Ask) -> Response:
+    """Return a session with its merged state and its events, all of them if no filter is given."""
+    session = await ask.service.get_session(
+        **ask.of_session, config=GetSessionConfig(**msgspec.structs.asdict(ask.query))
+    )
+    if session is None:
+        raise SessionNotFoundError(f"The session {ask.session!r} does not exist.")
+    return _session(ask, session)
+
+
+async def delete_session(ask: Ask) -> Response:
+    """Remove a session, its events and its state; a missing one is no error."""
+    await ask.service.delete_session(**ask.of_session)
+    return Response(status_code=204)
+
+
+def _facts(body: wire.NewSessionBody | wire.SameSessionBody) -> dict[str, Any]:
+    names = wire.SameSessionBody.__struct_fields__
+    return {name: getattr(body, name) for name in names}
+
+
+def _session(ask: Ask, session: Session, status: int = 200) -> Response:
+    """Answer with a session, in one piece or in several, unless the caller has it."""
+    head = wire.session_body(session)
+    digest = hashlib.blake2b(head, digest_size=8).hexdigest()
+    tag = wire.etag(session.revision or 0, session.incarnation, digest)
+    headers = {"etag": tag}
+    if status == 200 and tag in ask.request.headers.get("if-none-match", "").split(", "):
+        return Response(status_code=304, headers=headers)
+    pieces = wire.chunks(head, session.events)
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        return Response(first, status, headers, wire.JSON)
+    return StreamingResponse(_joined(first, second, pieces), status, headers, wire.JSON)
+
+
+async def _joined(first: bytes, second: bytes, others: Iterable[bytes]) -> Any:
+    yield first
+    yield second
+    for piece in others:
+        yield piece
+
+
+# -- events -----------------------------------------------------------------------------
+
+
+async def list_events(ask: Ask) -> Response:
+    """List events a page at a time, from either end."""
+    page = await ask.service.list_events(
+        **ask.of_session,
+        after_seq=ask.query.after_seq,
+        before_seq=ask.query.before_seq,
+        limit=_page(ask.query.limit),
+        reverse=ask.query.reverse,
+    )
+    return _answer(wire.EventsAnswer(events=list(wire.bodies(page.events)), has_more=page.has_more))
+
+
+async def append_events(ask: Ask) -> Response:
+    """Store events at the end, all of them or none.
+
+    With `If-Match`, only if the session is at that revision, or with `onStale: rebase` wherever
+    it is. An event's id, or `Idempotency-Key` where it has none, makes a retry harmless.
+    """
+    headers = ask.request.headers
+    events, untimed = _events(ask.body.events, headers.get("idempotency-key"))
+    session, policy = await _handle(ask, headers.get("if-match"))
+    known = session.revision or 0
+    while True:
+        try:
+            stored = await ask.service.append_events(session, events, on_stale=policy)
+            break
+        except EventConflictError as conflict:
+            # A retry whose event came without a time: the one that is stored has it.
+            first = conflict.stored
+            if first is None or first.id not in untimed:
+                raise
+            untimed.remove(first.id)
+            events = [
+                msgspec.structs.replace(event, timestamp=first.timestamp)
+                if event.id == first.id
+                else event
+                for event in events
+            ]
+    ask.tails.wake(ask.ids)
+    mine = {event.seq for event in stored}
+    missed = [event for event in session.events if event.seq not in mine]
+    revision, incarnation = session.revision or 0, session.incarnation or 0
+    return _answer(
+        wire.AppendAnswer(
+            stored=[wire.Stored(id=event.id, seq=event.seq or 0) for event in stored],
+            missed=[*wire.bodies(missed)],
+            revision=max(known, revision),
+            incarnation=incarnation,
+            last_update_time=session.last_update_time,
+        ),
+        headers={"etag": wire.etag(revision, incarnation)},
+    )
+
+
+async def _handle(ask: Ask, if_match: str | None) -> tuple[Session, OnStale]:
+    """Return a handle at the revision that the caller knows, or at the newest."""
+    policy = ask.body.on_stale
+    if if_match is not None:
+        revision, incarnation = wire.revision(if_match)
+        handle = Session(
+            id=ask.session,
+            app_name=ask.app,
+            user_id=ask.user,
+            revision=revision,
+            incarnation=incarnation,
+        )
+        return handle, policy or "raise"
+    if policy == "raise":
+        raise InvalidInputError('onStale "raise" needs If-Match, to know which revision was seen.')
+    newest = await ask.service.get_session(
+        **ask.of_session, config=GetSessionConfig(num_recent_events=0)
+    )
+    if newest is None:
+        raise SessionNotFoundError(f"The session {ask.session!r} does not exist.")
+    return newest, policy or "rebase"
+
+
+class _Given(msgspec.Struct, rename="camel"):
+    """What an event that is to be idempotent by a key may lack."""
+
+    id: str | None = None
+    timestamp: float | None = None
+
+
+def _events(bodies: Sequence[msgspec.Raw], key: str | None) -> tuple[list[Event], set[str]]:
+    """Return the events, and the ids of those whose time is of our making."""
+    if not bodies:
+        raise InvalidInputError("There are no events in the body.")
+    events, untimed = [], set()
+    for number, body in enumerate(map(bytes, bodies)):
+        event = Event.from_json(body)
+        if event.partial:
+            raise InvalidInputError(
+                f"events[{number}] is partial; an event is stored when it is complete."
+            )
+        if key is not None:
+            given = wire.read(_Given, body, f"events[{number}]")
+            if not given.id:
+                id = key if len(bodies) == 1 else f"{key}-{number}"
+                event = msgspec.structs.replace(event, id=id)
+            if given.timestamp is None:
+                untimed.add(event.id)
+        events.append(event)
+    return events, untimed
+
+
+async def tail_events(ask: Ask) -> Response:
+    """Send events as they are stored, as server-sent events; `Last-Event-ID` goes on from one."""
+    last = ask.request.headers.get("last-event-id")
+    return await ask.tails.open(ask.ids, ask.query.after_seq, last)
+
+
+# -- state ------------------------------------------------------------------------------
+
+
+async def get_state(ask: Ask) -> Response:
+    """Return the state of the app, the user or the session, keys without a prefix."""
+    if ask.session:
+        session = await ask.service.get_session(
+            **ask.of_session, config=GetSessionConfig(num_recent_events=0)
+        )
+        if session is None:
+            raise SessionNotFoundError(f"The session {ask.session!r} does not exist.")
+        found = split(session.state).session
+    elif ask.user:
+        found = await ask.service.get_user_state(app_name=ask.app, user_id=ask.user)
+    else:
+        found = await ask.service.get_app_state(app_name=ask.app)
+    return _answer(wire.StateAnswer(state=wire.raw(found)))
+
+
+async def patch_state(ask: Ask) -> Response:
+    """Change state without an event, all of it or nothing; return the new values."""
+    body: wire.PatchBody = ask.body
+    changed = await ask.service.patch_state(
+        app_name=ask.app,
+        user_id=ask.user or None,
+        session_id=ask.session or None,
+        set=body.set,
+        delete=body.delete,
+        increment=body.increment,
+        expect={**body.expect, **dict.fromkeys(body.expect_missing, MISSING)},
+    )
+    return _answer(wire.StateAnswer(state=wire.raw(changed)))
+
+
+# -- the table --------------------------------------------------------------------------
+
+_APP = "/v1/apps/{app:id}"
+_USER = _APP + "/users/{user:id}"
+_SESSION = _USER + "/sessions/{session:id}"
+
+OPERATIONS = (
+    *(
+        Operation(
+            "GET", f"{of}/sessions", list_sessions, query=SessionsWanted, answer=wire.SessionsAnswer
+        )
+        for of in (_APP, _USER)
+    ),
+    Operation(
+        "POST", f"{_USER}/sessions", create_session, write=True, body=wire.NewSessionBody,
+        answer=wire.SessionAnswer, status=201, refusals=(AlreadyExistsError,),
+    ),
+    Operation(
+        "GET", _SESSION, get_session, query=EventsWanted, answer=wire.SessionAnswer,
+        refusals=(SessionNotFoundError,), headers=("If-None-Match",),
+    ),
+    Operation(
+        "PUT", _SESSION, get_or_create_session, write=True, body=wire.SameSessionBody,
+        answer=wire.SessionAnswer,
+    ),
+    Operation("DELETE", _SESSION, delete_session, write=True, status=204),
+    Operation(
+        "GET", f"{_SESSION}/events", list_events, query=PageWanted, answer=wire.EventsAnswer,
+        refusals=(SessionNotFoundError,),
+    ),
+    Operation(
+        "POST", f"{_SESSION}/events", append_events, write=True, body=wire.AppendBody,
+        answer=wire.AppendAnswer,
+        refusals=(SessionNotFoundError, StaleSessionError, EventConflictError),
+        headers=("If-Match", "Idempotency-Key"),
+    ),
+    Operation(
+        "GET", f"{_SESSION}/events:tail", tail_events, query=TailWanted,
+        refusals=(SessionNotFoundError,), headers=("Last-Event-ID",),
+    ),
+    *(
+        Operation(
+            "GET", f"{of}/state", get_state, answer=wire.StateAnswer,
+            refusals=(SessionNotFoundError,) if of == _SESSION else (),
+        )
+        for of in (_APP, _USER, _SESSION)
+    ),
+    *(
+        Operation(
+            "PATCH", f"{of}/state", patch_state, write=True, body=wire.PatchBody,
+            answer=wire.StateAnswer,
+            refusals=(
+                StateConflictError, *((SessionNotFoundError,) if of == _SESSION else ()),
+            ),
+        )
+        for of in (_APP, _USER, _SESSION)
+    ),
+)  # fmt: skip
+"""Everything that the native API does."""
+
+REFUSALS = (InvalidInputError, UnauthenticatedError, PermissionDeniedError)
+"""What every operation may answer."""
+
+
+def routes(service: BaseSessionService, tails: Tails) -> list[BaseRoute]:
+    """Return the routes of the native API."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    return [
+        Route(path, _endpoint(service, tails, operations), methods=list(operations))
+        for path, operations in by_path.items()
+    ]
+
+
+def _endpoint(
+    service: BaseSessionService, tails: Tails, operations: dict[str, Operation]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        operation, ids = operations[method], request.path_params
+        app, user = ids["app"], ids.get("user")
+        authorize(request, app=app, user=user, write=operation.write)
+        ask = Ask(
+            service=service,
+            tails=tails,
+            request=request,
+            app=app,
+            user=user or "",
+            session=ids.get("session", ""),
+            query=_query(request, operation.query),
+            body=None if operation.body is None else await _body(request, operation.body),
+        )
+        return await operation.handler(ask)
+
+    return endpoint
+
+
+def _query(request: Request, kind: type[Query]) -> Query:
+    given = {name: value for name, value in request.query_params.items() if name != "key"}
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(f"The query is not what is expected here: {error}") from error
+
+
+async def _body(request: Request, kind: type[wire.Body]) -> wire.Body:
+    data = await request.body()
+    if data:
+        sort = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if sort != wire.JSON:
+            raise HTTPException(415, f"The body must be {wire.JSON}, not {sort or 'unnamed'!r}.")
+    return wire.read(kind, data or b"{}")
+
+
+def _page(limit: int) -> int:
+    if limit > wire.PAGE_MAX:
+        raise InvalidInputError(f"limit must be at most {wire.PAGE_MAX}, got {limit}.")
+    return limit
+
+
+def _answer(
+    value: wire.Answer, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, wire.JSON)

@@ -1,0 +1,134 @@
+"""HTTP servers for tests: the real application behind a real socket on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount
+
+from servers import free_port
+from threadline.server.app import create_app
+from threadline.server.paths import EncodedPath
+from threadline.server.process import server
+from threadline.service import BaseSessionService
+
+
+class Host:
+    """One server on a thread, under this process's clock, with an application for each test.
+
+    Ending a server takes a moment, and hundreds of tests want one.
+    """
+
+    def __init__(self) -> None:
+        self.mounts: list[BaseRoute] = []
+        app = Starlette(middleware=[Middleware(EncodedPath)])
+        app.router.routes = self.mounts
+        app.state.tails = self  # what a server of ours closes first
+        self.server = server(app)
+        self.server.config.host, self.server.config.port = "127.0.0.1", free_port()
+        self.url = f"http://127.0.0.1:{self.server.config.port}"
+        self.count = itertools.count()
+        threading.Thread(target=self.server.run, daemon=True).start()
+        wait_until(lambda: self.server.started)
+
+    def close(self) -> None:
+        """Do nothing: there are no tails here."""
+
+
+@functools.cache
+def host() -> Host:
+    """Return the process's host."""
+    return Host()
+
+
+@contextlib.contextmanager
+def served(service: BaseSessionService, **options: Any) -> Iterator[str]:
+    """Serve a service until the block ends; yield the URL."""
+    name = f"/{next(host().count)}"
+    mount = Mount(name, create_app(service, **options))
+    host().mounts.append(mount)
+    try:
+        yield host().url + name
+    finally:
+        host().mounts.remove(mount)
+        asyncio.run(service.close())
+
+
+class Command:
+    """`threadline serve` as a process of its own."""
+
+    def __init__(self, db: str, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-W", "ignore", "-m", "threadline.cli", "serve"),
+                *("--db", db, "--port", str(self.port), *options),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # its workers die with it
+        )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+
+        def answers() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            try:
+                return httpx.get(f"{self.url}/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(answers)
+
+    def kill(self) -> None:
+        """End it and its workers at once, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def end(self) -> tuple[int, str]:
+        """End it gracefully; return its exit code and what it wrote."""
+        self.process.terminate()
+        _, written = self.process.communicate(timeout=30)
+        return self.process.returncode, written
+
+
+@contextlib.contextmanager
+def command(db: str, *options: str) -> Iterator[Command]:
+    """Run `threadline serve` until the block ends."""
+    running = Command(db, *options)
+    try:
+        running.wait()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.kill()
+
+
+def wait_until(is_so: Any, seconds: float = 20.0) -> None:
+    """Wait for something that takes a moment, or fail."""
+    give_up = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < give_up, "it took too long"
+        time.sleep(0.02)
+
+
+def path(*ids: str) -> str:
+    """Return ids as they stand in a path, each of their bytes encoded."""
+    return "/".join(re.sub("..", r"%\g<0>", id.encode().hex()) for id in ids)
