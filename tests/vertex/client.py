@@ -1,6 +1,6 @@
 """The official Python client, driven by lines of JSON: a call comes in, its outcome goes out.
 
-    python -m tests.vertex.client http://127.0.0.1:8000 ENGINE
+    python client.py http://127.0.0.1:8000 ENGINE
 
 Times are seconds and events are ADK's JSON, as in client.mjs, the JavaScript client's twin.
 """

@@ -38,6 +38,7 @@ PAGE_MAX = 1000
 _CHUNK = 500
 """How many events are read at once where all are asked for."""
 
+_PIECE_BYTES = 1 << 16
 _PROJECT = "/projects/{project:id}/locations/{location:id}"
 _SESSION_ORDERS: dict[str, Order] = {"create_time": "created", "update_time": "updated"}
 
@@ -224,18 +225,19 @@ class _Api:
         name = wire.name_of(_parent(request, session.app_name), "sessions", session.id)
 
         async def body() -> AsyncIterator[bytes]:
-            yield b'{"sessionEvents":['
-            event, count = first, 0
-            while event is not None:
-                text = wire.dumps(wire.event_to_json(event, name))
-                yield text if count == 0 else b"," + text
+            piece, event, count = bytearray(b'{"sessionEvents":['), first, 0
+            while event is not None and (size is None or count < size):
+                if len(piece) > _PIECE_BYTES:
+                    yield bytes(piece)
+                    piece.clear()
+                piece += b"," if count else b""
+                piece += wire.dumps(wire.event_to_json(event, name))
                 count += 1
                 last, event = event, await anext(events, None)
-                if event is not None and count == size:
-                    token = wire.encode_token([*asked, last.seq])
-                    yield b'],"nextPageToken":' + wire.dumps(token) + b"}"
-                    return
-            yield b"]}"
+            piece += b"]"
+            if event is not None:
+                piece += b',"nextPageToken":' + wire.dumps(wire.encode_token([*asked, last.seq]))
+            yield bytes(piece) + b"}"
 
         return StreamingResponse(body(), media_type="application/json")
 
