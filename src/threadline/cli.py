@@ -47,10 +47,12 @@ def _group(help: str) -> typer.Typer:
 app = _group("Sessions of AI agents in a database: try it, import, look, migrate.")
 import_app = _group("Bring conversations in from elsewhere.")
 sessions_app = _group("List, show and delete sessions.")
+keys_app = _group("Make, list and revoke the keys of a server.")
 db_app = _group("Look at a database's schema and bring it up to date.")
 app.add_typer(import_app, name="import")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(db_app, name="db")
+app.add_typer(keys_app, name="keys")
 
 Db = Annotated[
     str,
@@ -417,6 +419,137 @@ async def _owner(
 
 def _no_session(app_name: str, session_id: str) -> NoReturn:
     raise SessionNotFoundError(f"App {app_name!r} has no session {session_id!r}.")
+
+
+# -- serve ------------------------------------------------------------------------------
+
+Keys = Annotated[
+    Path,
+    typer.Option(
+        "--keys", envvar="THREADLINE_KEYS", metavar="FILE", help="The file that holds the keys."
+    ),
+]
+
+
+@app.command(epilog="Example: threadline serve --db sqlite:///./sessions.db --keys keys.json")
+def serve(
+    db: Db,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes.")] = 1,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            envvar="THREADLINE_KEYS",
+            metavar="FILE",
+            help="The file of keys. Without it, only this machine is served.",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web origin whose pages may call; repeatable."),
+    ] = None,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="The largest request, in MB.")] = 64,
+    drain_seconds: Annotated[
+        int, typer.Option(min=0, help="How long requests under way may take at the end.")
+    ] = 30,
+) -> None:
+    """Serve a database's sessions over HTTP, until SIGTERM.
+
+    The address, `/docs` and the rest of the interface are in docs/reference/rest.md.
+    """
+    with _one_message():
+        from threadline.server import process
+
+        process.set_up_logging()
+        process.serve(
+            process.Settings(
+                db=db,
+                host=host,
+                port=port,
+                workers=workers,
+                keys=None if keys is None else str(keys),
+                cors_origins=tuple(cors_origin or ()),
+                body_bytes_max=max_body_mb * 1_000_000,
+                drain_s=drain_seconds,
+            )
+        )
+
+
+@keys_app.command(
+    "create",
+    epilog="Example: threadline keys create --keys keys.json --app demo --write",
+)
+def create_key(
+    keys: Keys,
+    app_name: Annotated[
+        list[str] | None,
+        typer.Option("--app", metavar="NAME", help="An app it is for; repeatable. Default: all."),
+    ] = None,
+    user_id: Annotated[
+        list[str] | None,
+        typer.Option("--user", metavar="ID", help="A user it is for; repeatable. Default: all."),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="It may write, not only read.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, this once: the file holds only its hash."""
+    with _one_message():
+        from threadline.server.auth import KeyFile
+
+        token = KeyFile(keys).create(apps=app_name, users=user_id, writes=write)
+    if as_json:
+        _print_json({"key": token})
+    else:
+        typer.echo(token)
+
+
+@keys_app.command("list", epilog="Example: threadline keys list --keys keys.json")
+def list_keys(keys: Keys, as_json: Json = False) -> None:
+    """List the keys: their ids, and what they reach."""
+    with _one_message():
+        from threadline.server.auth import KeyFile
+
+        found = KeyFile(keys).all()
+    if as_json:
+        _print_json(
+            [
+                {"id": key.id, "apps": key.apps, "users": key.users, "writes": key.writes}
+                for key in found
+            ]
+        )
+        return
+    rows = [
+        (
+            key.id,
+            _moment(key.created),
+            "all" if key.apps is None else ", ".join(key.apps),
+            "all" if key.users is None else ", ".join(key.users),
+            "read, write" if key.writes else "read",
+        )
+        for key in found
+    ]
+    _print_table(("KEY", "CREATED", "APPS", "USERS", "MAY"), rows)
+
+
+@keys_app.command("revoke", epilog="Example: threadline keys revoke 1a2b3c4d --keys keys.json")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as `list` has it.")],
+    keys: Keys,
+    as_json: Json = False,
+) -> None:
+    """Revoke a key: a server that is running refuses it from then on."""
+    with _one_message():
+        from threadline.server.auth import KeyFile
+
+        KeyFile(keys).revoke(key_id)
+    if as_json:
+        _print_json({"revoked": key_id})
+    else:
+        typer.echo(_visible(f"Revoked {key_id}."))
 
 
 # -- db ---------------------------------------------------------------------------------

@@ -11,12 +11,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import uvicorn
 
-from threadline.errors import InvalidInputError, StorageError
+from threadline.errors import InvalidInputError, MissingExtraError, StorageError
 from threadline.server.app import BODY_BYTES_MAX, create_app
 from threadline.server.auth import KeyFile, is_loopback
 from threadline.store import DatabaseSessionService
+
+try:
+    import uvicorn
+except ModuleNotFoundError as error:
+    raise MissingExtraError("Serving needs uvicorn: pip install 'threadline[server]'") from error
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

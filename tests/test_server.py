@@ -1,0 +1,723 @@
+"""The server: its API, its refusals and its keys, through a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import zstandard
+from openapi_spec_validator import validate
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+import threadline.server.app
+from servers_http import command, served, wait_until
+from threadline import DatabaseSessionService, Event, RemoteSessionService, wire
+from threadline.server.auth import KeyFile
+from threadline.server.stream import Tails
+from threadline.testing.service_suite import HOSTILE_IDS
+
+SESSIONS = "/v1/apps/app/users/ann/sessions"
+S = f"{SESSIONS}/s"
+EVENTS = f"{S}/events"
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> DatabaseSessionService:
+    return DatabaseSessionService(f"sqlite:///{tmp_path}/s.db")
+
+
+@pytest.fixture
+def http(service: DatabaseSessionService) -> Iterator[httpx.Client]:
+    with served(service) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def create(http: httpx.Client, id: str = "s", **body: Any) -> dict[str, Any]:
+    answer = http.post(SESSIONS, json={"sessionId": id, **body})
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def append(http: httpx.Client, *events: dict[str, Any], **headers: str) -> httpx.Response:
+    return http.post(EVENTS, json={"events": events}, headers=headers)
+
+
+def event(text: str = "hi", **fields: Any) -> dict[str, Any]:
+    return {"author": "user", "content": {"parts": [{"text": text}]}, **fields}
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["type"]
+
+
+def rows(tmp_path: Path) -> int:
+    """Count what is stored, whatever it is."""
+    with sqlite3.connect(tmp_path / "s.db") as db:
+        tables = [
+            name
+            for (name,) in db.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'threadline%'"
+            )
+        ]
+        return sum(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables)
+
+
+# -- sessions -----------------------------------------------------------------------------
+
+
+def test_a_session_is_created_at_a_place_of_its_own(http: httpx.Client) -> None:
+    answer = http.post(SESSIONS, json={"state": {"a": 1, "user:b": 2}, "labels": {"k": "v"}})
+    assert answer.status_code == 201
+    again = http.get(httpx.URL(str(http.base_url)).copy_with(path=answer.headers["location"]))
+    assert again.json() == answer.json()
+    assert answer.json()["state"] == {"a": 1, "user:b": 2}
+
+
+def test_put_creates_once(http: httpx.Client) -> None:
+    first = http.put(S, json={"state": {"a": 1}})
+    second = http.put(S)
+    assert (first.status_code, first.json()) == (200, second.json())
+
+
+def test_delete_answers_the_same_twice(http: httpx.Client) -> None:
+    create(http)
+    assert [http.delete(S).status_code, http.delete(S).status_code] == [204, 204]
+    assert refusal(http.get(S)) == (404, "SessionNotFoundError")
+
+
+def test_sessions_are_listed_in_pages(http: httpx.Client) -> None:
+    for n in range(3):
+        create(http, f"s{n}")
+    first = http.get(SESSIONS, params={"limit": 2, "order": "created"}).json()
+    rest = http.get(
+        SESSIONS, params={"limit": 2, "order": "created", "cursor": first["nextCursor"]}
+    ).json()
+    assert [s["id"] for s in first["sessions"] + rest["sessions"]] == ["s0", "s1", "s2"]
+    assert rest["nextCursor"] is None
+    assert len(http.get("/v1/apps/app/sessions").json()["sessions"]) == 3
+
+
+@pytest.mark.parametrize("id", [*HOSTILE_IDS, ".", "..", "a/../b", "%2F", "events:tail", "s?x=1#y"])
+def test_any_id_is_kept_verbatim(http: httpx.Client, id: str) -> None:
+    ids = wire.session_path(id, id, id)
+    made = http.post(wire.sessions_path(id, id), json={"sessionId": id})
+    assert made.json()["id"] == made.json()["userId"] == made.json()["appName"] == id
+    assert http.get(ids).json() == made.json()
+
+
+def test_a_session_that_the_caller_has_is_not_sent_again(http: httpx.Client) -> None:
+    create(http)
+    tag = http.get(S).headers["etag"]
+    assert http.get(S, headers={"if-none-match": tag}).status_code == 304
+    http.patch(f"{S}/state", json={"set": {"a": 1}})
+    assert http.get(S, headers={"if-none-match": tag}).status_code == 200
+
+
+def test_a_long_session_comes_whole_to_any_client(
+    http: httpx.Client, service: DatabaseSessionService
+) -> None:
+    create(http)
+    for n in range(3):
+        append(http, *(event("x" * 300, id=f"{n}-{m}") for m in range(1000)))
+    answer = http.get(S, headers={"accept-encoding": "identity"})
+    assert len(answer.content) > 2 * wire.CHUNK_BYTES
+    assert [one["seq"] for one in answer.json()["events"]] == list(range(1, 3001))
+
+
+@pytest.mark.parametrize(
+    ("name", "unpacked"),
+    [("gzip", gzip.decompress), ("zstd", lambda b: zstandard.ZstdDecompressor().decompressobj().decompress(b))],
+)  # fmt: skip
+def test_an_answer_is_compressed_as_the_client_likes(
+    http: httpx.Client, name: str, unpacked: Any
+) -> None:
+    create(http, state={"long": "x" * 10_000})
+    with http.stream("GET", S, headers={"accept-encoding": name}) as answer:
+        data = b"".join(answer.iter_raw())
+    assert answer.headers["content-encoding"] == name
+    assert json.loads(unpacked(data))["state"] == {"long": "x" * 10_000}
+
+
+# -- events -------------------------------------------------------------------------------
+
+
+def test_an_append_needs_no_revision(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("a"))
+    answer = append(http, event("b"), event("c"))
+    assert [one["seq"] for one in answer.json()["stored"]] == [2, 3]
+    assert answer.json()["missed"] == []
+
+
+def test_an_append_at_an_older_revision_is_refused_with_what_was_missed(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("a"))
+    answer = append(http, event("b"), **{"if-match": '"0"'})
+    assert refusal(answer) == (409, "StaleSessionError")
+    error = answer.json()["error"]
+    assert (error["expected"], error["revision"]) == (0, 1)
+    assert error["missed"][0]["content"] == {"parts": [{"text": "a"}]}
+
+
+def test_the_etag_of_an_answer_is_a_revision_to_append_at(http: httpx.Client) -> None:
+    create(http)
+    first = append(http, event("a"), **{"if-match": http.get(S).headers["etag"]})
+    assert append(http, event("b"), **{"if-match": first.headers["etag"]}).status_code == 200
+
+
+def test_a_rebase_tells_what_came_between(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("a"))
+    body = {"events": [event("b")], "onStale": "rebase"}
+    answer = http.post(EVENTS, json=body, headers={"if-match": '"0"'}).json()
+    assert (answer["revision"], [one["seq"] for one in answer["missed"]]) == (2, [1])
+
+
+def test_an_idempotency_key_stores_once(http: httpx.Client) -> None:
+    create(http)
+    answers = [append(http, event("a"), event("b"), **{"idempotency-key": "k"}) for _ in range(3)]
+    assert len({answer.text for answer in answers}) == 1
+    assert len(http.get(S).json()["events"]) == 2
+
+
+def test_an_idempotency_key_with_other_content_is_refused(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("a"), **{"idempotency-key": "k"})
+    answer = append(http, event("b"), **{"idempotency-key": "k"})
+    assert refusal(answer) == (409, "EventConflictError")
+    assert len(http.get(S).json()["events"]) == 1
+
+
+def test_an_event_id_with_other_content_is_refused(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("a", id="e", timestamp=1.0))
+    assert append(http, event("a", id="e", timestamp=1.0)).status_code == 200
+    assert refusal(append(http, event("b", id="e"))) == (409, "EventConflictError")
+
+
+def test_events_are_read_from_either_end(http: httpx.Client) -> None:
+    create(http)
+    append(http, *(event(str(n)) for n in range(5)))
+    first = http.get(EVENTS, params={"limit": 2}).json()
+    last = http.get(EVENTS, params={"limit": 2, "reverse": "true"}).json()
+    assert [one["seq"] for one in first["events"]] == [1, 2]
+    assert [one["seq"] for one in last["events"]] == [4, 5]
+    assert first["hasMore"]
+
+
+def test_stored_bytes_pass_through(http: httpx.Client, service: DatabaseSessionService) -> None:
+    """Unknown fields, 17 digits and the order of keys are the stored ones."""
+    create(http)
+    body = '{"id":"e","timestamp":1.0,"author":"a","new":{"b":0.30000000000000004,"a":1e300}}'
+    http.post(
+        EVENTS, content=f'{{"events":[{body}]}}', headers={"content-type": "application/json"}
+    )
+    assert '"new":{"b":0.30000000000000004,"a":1e300}' in http.get(EVENTS).text
+
+
+# -- state --------------------------------------------------------------------------------
+
+
+def test_state_of_every_scope_is_patched_and_read(http: httpx.Client) -> None:
+    create(http)
+    for path in ("/v1/apps/app/state", "/v1/apps/app/users/ann/state", f"{S}/state"):
+        changed = http.patch(path, json={"set": {"a": path}, "increment": {"n": 2}})
+        assert changed.json() == {"state": {"a": path, "n": 2}}
+        assert http.get(path).json() == {"state": {"a": path, "n": 2}}
+
+
+def test_a_patch_that_expects_otherwise_changes_nothing(http: httpx.Client) -> None:
+    create(http)
+    answer = http.patch(f"{S}/state", json={"set": {"a": 1}, "expect": {"a": 0}})
+    assert refusal(answer) == (409, "StateConflictError")
+    http.patch(f"{S}/state", json={"set": {"a": 1}, "expectMissing": ["a"]})
+    answer = http.patch(f"{S}/state", json={"set": {"a": 2}, "expectMissing": ["a"]})
+    assert refusal(answer) == (409, "StateConflictError")
+    assert http.get(f"{S}/state").json() == {"state": {"a": 1}}
+
+
+# -- hostile input ------------------------------------------------------------------------
+
+BAD_REQUESTS: list[tuple[str, str, Any, int]] = [
+    ("POST", SESSIONS, b"{", 400),
+    ("POST", SESSIONS, b"[]", 400),
+    ("POST", SESSIONS, b"\xff\xfe\x00", 400),
+    ("POST", SESSIONS, b"[" * 100_000, 400),
+    ("POST", SESSIONS, b'{"state": {"a": 1%b}}' % (b"0" * 5000), 400),
+    ("POST", SESSIONS, {"sessionId": 7}, 400),
+    ("POST", SESSIONS, {"sessionId": ""}, 400),
+    ("POST", SESSIONS, {"sessionId": "x" * 513}, 400),
+    ("POST", SESSIONS, b'{"sessionId": "\\ud800"}', 400),
+    ("POST", SESSIONS, {"state": []}, 400),
+    ("POST", SESSIONS, {"ttl": -1}, 400),
+    ("POST", SESSIONS, b'{"ttl": NaN}', 400),
+    ("POST", SESSIONS, {"ttl": 1, "expireTime": 9e9}, 400),
+    ("POST", SESSIONS, {"labels": {"a": 1}}, 400),
+    ("POST", SESSIONS, {"sesionId": "s"}, 400),
+    ("POST", SESSIONS, {"sessionId": "s"}, 409),
+    ("POST", EVENTS, {"events": []}, 400),
+    ("POST", EVENTS, {"events": [None]}, 400),
+    ("POST", EVENTS, {"events": ["x"]}, 400),
+    ("POST", EVENTS, {"events": [{"content": 1}]}, 400),
+    ("POST", EVENTS, {"events": [{"id": "x" * 513}]}, 400),
+    ("POST", EVENTS, {"events": [{"timestamp": "now"}]}, 400),
+    ("POST", EVENTS, b'{"events": [{"timestamp": Infinity}]}', 400),
+    ("POST", EVENTS, {"events": [{"partial": True}]}, 400),
+    ("POST", EVENTS, {"events": [{"actions": {"stateDelta": {"k" * 1025: 1}}}]}, 400),
+    ("POST", EVENTS, {"events": [{"id": "a"}, {"id": "a"}]}, 409),
+    ("POST", EVENTS, {"events": [{}], "onStale": "ignore"}, 400),
+    ("POST", EVENTS, {"events": [{}], "onStale": "raise"}, 400),
+    ("POST", f"{SESSIONS}/missing/events", {"events": [{}]}, 404),
+    ("PATCH", f"{S}/state", {"set": {"user:a": 1}}, 400),
+    ("PATCH", f"{S}/state", {"increment": {"a": "1"}}, 400),
+    ("PATCH", f"{S}/state", {"set": {"a": 1}, "delete": ["a"]}, 400),
+    ("PATCH", f"{SESSIONS}/missing/state", {"set": {"a": 1}}, 404),
+    ("POST", S, {}, 405),
+    ("POST", "/v1/apps/app/users//sessions", {}, 404),
+    ("POST", "/v1/apps/app/users/%ff/sessions", {}, 400),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"), BAD_REQUESTS, ids=range(len(BAD_REQUESTS))
+)
+def test_a_bad_request_is_refused_and_writes_nothing(
+    http: httpx.Client, tmp_path: Path, method: str, path: str, body: Any, status: int
+) -> None:
+    create(http)
+    before = rows(tmp_path)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = http.request(method, path, content=data, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) >= {"type", "message"}
+    assert rows(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0", "limit=1001", "limit=x", "limit=1&unknown=2", "cursor=nonsense",
+        "order=title", "descending=maybe",
+    ],
+)  # fmt: skip
+def test_a_bad_query_is_refused(http: httpx.Client, query: str) -> None:
+    assert refusal(http.get(f"{SESSIONS}?{query}"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=1001", "after_seq=-1", "after_seq=x", "before_seq=99999999999999999999"]
+)
+def test_a_bad_page_of_events_is_refused(http: httpx.Client, query: str) -> None:
+    create(http)
+    assert refusal(http.get(f"{EVENTS}?{query}"))[0] == 400
+
+
+@pytest.mark.parametrize("tag", ["x", "1", '"x"', "*", '"1", "2"', '"99999999999"', '"-1"'])
+def test_a_bad_revision_is_refused(http: httpx.Client, tag: str) -> None:
+    create(http)
+    assert refusal(append(http, event(), **{"if-match": tag}))[0] == 400
+    assert http.get(S).json()["events"] == []
+
+
+def test_a_body_of_another_kind_is_refused(http: httpx.Client) -> None:
+    """A page in a browser can send plain text to another site without being asked; not JSON."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = http.post(SESSIONS, content="{}", headers={"content-type": kind})
+        assert refusal(answer) == (415, "UnsupportedMediaType")
+    answer = http.post(
+        SESSIONS,
+        content=gzip.compress(b"{}"),
+        headers={"content-type": "application/json", "content-encoding": "gzip"},
+    )
+    assert refusal(answer) == (415, "UnsupportedMediaType")
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_body_that_is_too_large_is_refused(
+    service: DatabaseSessionService, is_announced: bool
+) -> None:
+    with served(service, body_bytes_max=1000) as url:
+        data = json.dumps({"state": {"a": "x" * 5000}}).encode()
+        body: Any = data if is_announced else iter([data[:500], data[500:]])
+        answer = httpx.post(
+            url + SESSIONS, content=body, headers={"content-type": "application/json"}
+        )
+        assert refusal(answer) == (413, "RequestTooLargeError")
+        assert httpx.get(url + SESSIONS).json()["sessions"] == []
+
+
+# -- keys ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "keys.json")
+
+
+@pytest.fixture
+def guarded(service: DatabaseSessionService, keys: KeyFile) -> Iterator[str]:
+    keys.create()
+    with served(service, keys=keys) as url:
+        yield url
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_a_key_may_come_in_three_ways(guarded: str, keys: KeyFile) -> None:
+    token = keys.create(writes=True)
+    for headers, query in (
+        (bearer(token), ""), ({"x-goog-api-key": token}, ""), ({}, f"?key={token}"),
+    ):  # fmt: skip
+        assert httpx.post(guarded + SESSIONS + query, json={}, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("token", [None, "", "x", "tl_00000000_x", "tl__", "Basic", "é".encode()])
+def test_without_a_right_key_nothing_is_answered(guarded: str, token: Any) -> None:
+    headers = {} if token is None else {"x-goog-api-key": token}
+    answer = httpx.get(guarded + SESSIONS, headers=headers)
+    assert refusal(answer) == (401, "UnauthenticatedError")
+    assert "bearer" in answer.headers["www-authenticate"].lower()
+
+
+def test_a_key_with_a_changed_secret_is_refused(guarded: str, keys: KeyFile) -> None:
+    token = keys.create()
+    assert httpx.get(guarded + SESSIONS, headers=bearer(token)).status_code == 200
+    assert httpx.get(guarded + SESSIONS, headers=bearer(token[:-1] + "!")).status_code == 401
+
+
+def test_a_revoked_key_is_refused_at_once(guarded: str, keys: KeyFile) -> None:
+    token = keys.create()
+    assert httpx.get(guarded + SESSIONS, headers=bearer(token)).status_code == 200
+    keys.revoke(keys.all()[-1].id)
+    assert httpx.get(guarded + SESSIONS, headers=bearer(token)).status_code == 401
+
+
+def test_a_key_file_that_cannot_be_read_lets_nobody_in(
+    guarded: str, keys: KeyFile, tmp_path: Path
+) -> None:
+    token = keys.create()
+    (tmp_path / "keys.json").write_text("{")
+    assert httpx.get(guarded + SESSIONS, headers=bearer(token)).status_code == 401
+
+
+OPERATION_PATHS = [
+    ("GET", SESSIONS, None), ("POST", SESSIONS, {}), ("GET", "/v1/apps/app/sessions", None),
+    ("GET", S, None), ("PUT", S, {}), ("DELETE", S, None), ("GET", EVENTS, None),
+    ("POST", EVENTS, {"events": [{}]}), ("GET", f"{EVENTS}:tail", None),
+    ("GET", "/v1/apps/app/state", None), ("PATCH", "/v1/apps/app/state", {"set": {"a": 1}}),
+    ("GET", "/v1/apps/app/users/ann/state", None),
+    ("PATCH", "/v1/apps/app/users/ann/state", {"set": {"a": 1}}),
+    ("GET", f"{S}/state", None), ("PATCH", f"{S}/state", {"set": {"a": 1}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "body"), OPERATION_PATHS)
+@pytest.mark.parametrize("reach", [{"apps": ["other"]}, {"users": ["other"]}, {"writes": False}])
+def test_no_operation_answers_a_key_that_does_not_reach_it(
+    guarded: str, keys: KeyFile, tmp_path: Path, method: str, path: str, body: Any, reach: Any
+) -> None:
+    token = keys.create(**{"writes": True, **reach})
+    if reach == {"writes": False} and method == "GET":
+        return
+    httpx.get(guarded + SESSIONS, headers=bearer(token))
+    answer = httpx.request(method, guarded + path, json=body, headers=bearer(token))
+    assert refusal(answer) == (403, "PermissionDeniedError")
+
+
+def test_a_key_of_a_user_cannot_list_the_users_of_an_app(guarded: str, keys: KeyFile) -> None:
+    token = keys.create(apps=["app"], users=["ann"])
+    assert httpx.get(guarded + SESSIONS, headers=bearer(token)).status_code == 200
+    answer = httpx.get(f"{guarded}/v1/apps/app/sessions", headers=bearer(token))
+    assert answer.status_code == 403
+
+
+def test_the_file_of_keys_holds_no_key(keys: KeyFile, tmp_path: Path) -> None:
+    token = keys.create()
+    assert token.rpartition("_")[2] not in (tmp_path / "keys.json").read_text()
+    assert (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
+
+
+def test_without_keys_another_name_of_this_machine_is_refused(http: httpx.Client) -> None:
+    """A web page's own name may lead to 127.0.0.1; its scripts must get nothing."""
+    answer = http.get(SESSIONS, headers={"host": "evil.example"})
+    assert refusal(answer) == (401, "UnauthenticatedError")
+    answer = http.get(SESSIONS, headers={"x-forwarded-for": "203.0.113.9"})
+    assert refusal(answer) == (401, "UnauthenticatedError")
+
+
+def test_no_origin_may_call_unless_it_was_named(service: DatabaseSessionService) -> None:
+    origin = {"origin": "https://a.example"}
+    with served(service) as url:
+        assert (
+            "access-control-allow-origin" not in httpx.get(url + SESSIONS, headers=origin).headers
+        )
+    with served(service, cors_origins=["https://a.example"]) as url:
+        answer = httpx.get(url + SESSIONS, headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_every_write_has_an_audit_line_without_the_key(
+    guarded: str, keys: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = keys.create(writes=True)
+    with caplog.at_level(logging.INFO, "threadline.audit"):
+        httpx.put(f"{guarded}{SESSIONS}/a%0Ab?key={token}")
+        httpx.get(f"{guarded}{SESSIONS}?key={token}")
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records]
+    assert line["path"].endswith("/a%0Ab")
+    assert (line["key"], line["method"], line["status"]) == (keys.all()[-1].id, "PUT", 200)
+    assert token.rpartition("_")[2] not in caplog.text
+
+
+def test_a_route_that_forgot_to_ask_answers_nothing(
+    service: DatabaseSessionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forgetful(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("secret")
+
+    monkeypatch.setattr(
+        threadline.server.app, "_own_routes", lambda *_: [Route("/forgot", forgetful)]
+    )
+    with served(service) as url:
+        answer = httpx.get(f"{url}/forgot")
+    assert (answer.status_code, "secret" in answer.text) == (500, False)
+
+
+# -- tails --------------------------------------------------------------------------------
+
+
+def frames(lines: Iterator[str], count: int) -> list[tuple[str, dict[str, Any]]]:
+    """Read events of a stream: their ids and data."""
+    found, id = [], ""
+    for line in lines:
+        if line.startswith("id: "):
+            id = line[4:]
+        elif line.startswith("data: "):
+            found.append((id, json.loads(line[6:])))
+            if len(found) == count:
+                break
+    return found
+
+
+def test_a_tail_begins_where_it_is_told_and_goes_on(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("1"), event("2"))
+    with http.stream("GET", f"{EVENTS}:tail", params={"after_seq": 1}) as answer:
+        lines = answer.iter_lines()
+        ((_, first),) = frames(lines, 1)
+        append(http, event("3"))
+        ((_, second),) = frames(lines, 1)
+    assert [first["seq"], second["seq"]] == [2, 3]
+
+
+def test_a_tail_sees_what_another_process_appends(
+    http: httpx.Client, service: DatabaseSessionService, tmp_path: Path
+) -> None:
+    create(http)
+
+    async def elsewhere() -> None:
+        async with DatabaseSessionService(f"sqlite:///{tmp_path}/s.db") as other:
+            session = await other.get_session(app_name="app", user_id="ann", session_id="s")
+            assert session is not None
+            await other.append_event(session, Event(author="a"))
+
+    with http.stream("GET", f"{EVENTS}:tail") as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        asyncio.run(elsewhere())
+        assert len(frames(lines, 1)) == 1
+
+
+def test_a_tail_goes_on_after_the_last_event_that_was_received(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("1"), event("2"), event("3"))
+    with http.stream("GET", f"{EVENTS}:tail") as answer:
+        (_, (id, _)) = frames(answer.iter_lines(), 2)
+    with http.stream("GET", f"{EVENTS}:tail", headers={"last-event-id": id}) as answer:
+        ((_, third),) = frames(answer.iter_lines(), 1)
+    assert third["seq"] == 3
+
+
+def test_a_tail_does_not_go_on_in_a_session_that_took_the_id(http: httpx.Client) -> None:
+    create(http)
+    append(http, event("1"))
+    with http.stream("GET", f"{EVENTS}:tail") as answer:
+        ((id, _),) = frames(answer.iter_lines(), 1)
+    http.delete(S)
+    create(http)
+    answer = http.get(f"{EVENTS}:tail", headers={"last-event-id": id})
+    assert refusal(answer) == (404, "SessionNotFoundError")
+    assert refusal(http.get(f"{EVENTS}:tail", headers={"last-event-id": "x"}))[0] == 400
+
+
+def test_a_tail_tells_when_its_session_is_deleted(http: httpx.Client) -> None:
+    create(http)
+    with http.stream("GET", f"{EVENTS}:tail") as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        http.delete(S)
+        ((_, told),) = frames(lines, 1)
+    assert told["error"]["type"] == "SessionNotFoundError"
+
+
+def test_a_reader_that_takes_nothing_is_cut_off(service: DatabaseSessionService) -> None:
+    tails = Tails(service, send_timeout_s=0.5, poll_s=0.1)
+    with served(service, tails=tails) as url, httpx.Client(base_url=url) as http:
+        create(http)
+        for n in range(8):
+            append(http, event("x" * 1_000_000, id=str(n)))
+        where = httpx.URL(url)
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((where.host, where.port))
+            slow.sendall(
+                f"GET {where.path}{EVENTS}:tail HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+            )
+            wait_until(lambda: len(tails) == 1)
+            wait_until(lambda: len(tails) == 0)
+        assert http.get(S).status_code == 200
+
+
+def test_a_reader_that_leaves_is_forgotten(service: DatabaseSessionService) -> None:
+    tails = Tails(service)
+    with served(service, tails=tails) as url, httpx.Client(base_url=url) as http:
+        create(http)
+        with http.stream("GET", f"{EVENTS}:tail") as answer:
+            next(answer.iter_lines())
+            assert len(tails) == 1
+        wait_until(lambda: len(tails) == 0)
+
+
+# -- the server itself --------------------------------------------------------------------
+
+
+def test_the_document_is_valid(http: httpx.Client) -> None:
+    validate(http.get("/openapi.json").json())
+
+
+def test_the_page_of_the_document_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+    page = http.get("/docs").text
+    assert "append_events" in page or "Store events at the end" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+def test_metrics_count_requests_by_route_and_name_nobody(http: httpx.Client) -> None:
+    create(http)
+    http.get(S)
+    text = http.get("/metrics").text
+    line = 'method="GET",route="/v1/apps/{app:id}/users/{user:id}/sessions/{session:id}"'
+    assert f'threadline_requests_total{{{line},status="200"}} 1' in text
+    assert "ann" not in text
+
+
+def test_metrics_are_for_keys_that_reach_everything(guarded: str, keys: KeyFile) -> None:
+    assert httpx.get(f"{guarded}/metrics").status_code == 401
+    assert (
+        httpx.get(f"{guarded}/metrics", headers=bearer(keys.create(apps=["a"]))).status_code == 403
+    )
+    assert httpx.get(f"{guarded}/metrics", headers=bearer(keys.create())).status_code == 200
+
+
+def test_health_and_readiness_need_no_key(guarded: str) -> None:
+    assert httpx.get(f"{guarded}/healthz").text == "ok"
+    assert httpx.get(f"{guarded}/readyz").text == "ok"
+
+
+def test_a_server_that_ends_is_not_ready(service: DatabaseSessionService) -> None:
+    tails = Tails(service)
+    with served(service, tails=tails) as url:
+        tails.close()
+        assert httpx.get(f"{url}/readyz").status_code == 503
+
+
+# -- the command --------------------------------------------------------------------------
+
+
+def test_it_refuses_to_be_open_to_the_network() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "threadline.cli", "serve", "--db", "memory://", "--host", "0.0.0.0"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--keys" in done.stderr
+
+
+def test_two_processes_serve_one_database_and_end_gracefully(tmp_path: Path) -> None:
+    """Also: every append that was under way at the end was answered and stored."""
+    with command(f"sqlite:///{tmp_path}/s.db", "--workers", "2") as running:
+        answered: list[str] = []
+        with httpx.Client(base_url=running.url) as http:
+            create(http)
+
+        def write(writer: int) -> None:
+            with httpx.Client(base_url=running.url, headers={"connection": "close"}) as http:
+                for n in range(1000):
+                    try:
+                        answer = append(http, event(id=f"{writer}-{n}"))
+                    except httpx.ConnectError:
+                        return  # no more connections are taken
+                    assert answer.status_code == 200
+                    answered.append(f"{writer}-{n}")
+
+        writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+        for writer in writers:
+            writer.start()
+        wait_until(lambda: len(answered) > 50)
+        code, written = running.end()
+        for writer in writers:
+            writer.join()
+    assert code == 0, written
+
+    async def stored() -> set[str]:
+        async with DatabaseSessionService(f"sqlite:///{tmp_path}/s.db") as service:
+            session = await service.get_session(app_name="app", user_id="ann", session_id="s")
+            assert session is not None
+            return {one.id for one in session.events}
+
+    assert asyncio.run(stored()) == set(answered)
+
+
+def test_a_tail_ends_when_the_server_does(tmp_path: Path) -> None:
+    with (
+        command(f"sqlite:///{tmp_path}/s.db") as running,
+        httpx.Client(base_url=running.url) as http,
+    ):
+        create(http)
+        with http.stream("GET", f"{EVENTS}:tail") as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            code, _ = running.end()
+            assert list(lines) == [""]
+        assert code == 0
+
+
+# -- the remote service -------------------------------------------------------------------
+
+
+def test_the_remote_service_sends_its_token(guarded: str, keys: KeyFile) -> None:
+    async def run() -> None:
+        async with RemoteSessionService(guarded, token=keys.create(writes=True)) as service:
+            await service.create_session(app_name="app", user_id="ann", session_id="s")
+            found = await service.get_session(app_name="app", user_id="ann", session_id="s")
+            assert found is not None
+
+    asyncio.run(run())
