@@ -16,12 +16,14 @@ from msgspec import UNSET, UnsetType
 
 from threadline import remote, service, store
 from threadline.blocking import call
+from threadline.vertex import service as vertex
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     import asyncpg
+    from google.auth.credentials import Credentials
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     # The rest of the catalogue, for type checkers; at run time it comes by `__getattr__`.
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from threadline import OutdatedSchemaError as OutdatedSchemaError
     from threadline import Part as Part
     from threadline import PermissionDeniedError as PermissionDeniedError
+    from threadline import QuotaExceededError as QuotaExceededError
     from threadline import ReadOnlyDatabaseError as ReadOnlyDatabaseError
     from threadline import ReadOnlyStateError as ReadOnlyStateError
     from threadline import RequestTooLargeError as RequestTooLargeError
@@ -77,6 +80,7 @@ if TYPE_CHECKING:
     from threadline import Transcription as Transcription
     from threadline import UiWidget as UiWidget
     from threadline import UnauthenticatedError as UnauthenticatedError
+    from threadline import UnsupportedOperationError as UnsupportedOperationError
     from threadline import UnsupportedUrlError as UnsupportedUrlError
     from threadline import UnsupportedValueError as UnsupportedValueError
     from threadline import UsageMetadata as UsageMetadata
@@ -392,6 +396,33 @@ class RemoteSessionService(BaseSessionService):
             token=token,
             on_stale=on_stale,
             state_schema=state_schema,
+            timeout_s=timeout_s,
+            retry_for_s=retry_for_s,
+        )
+
+
+class VertexAiSessionService(BaseSessionService):
+    """Sessions of Vertex AI Agent Engine, or of a server that speaks its API."""
+
+    def __init__(
+        self,
+        project: str | None = None,
+        location: str | None = None,
+        agent_engine_id: str | None = None,
+        *,
+        express_mode_api_key: str | None = None,
+        base_url: str | None = None,
+        credentials: Credentials | None = None,
+        timeout_s: float = 30.0,
+        retry_for_s: float = 10.0,
+    ) -> None:
+        self.asynchronous = vertex.VertexAiSessionService(
+            project,
+            location,
+            agent_engine_id,
+            express_mode_api_key=express_mode_api_key,
+            base_url=base_url,
+            credentials=credentials,
             timeout_s=timeout_s,
             retry_for_s=retry_for_s,
         )

@@ -165,19 +165,23 @@ _NANOS = 10**9
 
 
 def format_timestamp(seconds: float) -> str:
-    """Return RFC 3339 in UTC with 0, 3 or 6 digits; what no calendar has is cut to its ends."""
+    """Return RFC 3339 in UTC with 0, 3, 6 or 9 digits; what no calendar has is cut to its ends.
+
+    Nine of them are every digit of a time: it is read back equal.
+    """
+    numerator, denominator = float(seconds).as_integer_ratio()
+    whole, nanos = divmod((numerator * _NANOS * 2 + denominator) // (2 * denominator), _NANOS)
     try:
-        moment = _EPOCH + dt.timedelta(microseconds=round(seconds * 1e6))
+        moment = _EPOCH + dt.timedelta(seconds=whole)
     except OverflowError:
         moment = (dt.datetime.max if seconds > 0 else dt.datetime.min).replace(tzinfo=dt.UTC)
-    text = moment.isoformat(
-        timespec="microseconds"
-        if moment.microsecond % 1000
-        else "milliseconds"
-        if moment.microsecond
-        else "seconds"
-    )
-    return text.removesuffix("+00:00") + "Z"
+    text = moment.isoformat(timespec="seconds").removesuffix("+00:00")
+    if not nanos:
+        return text + "Z"
+    digits = f"{nanos:09}"
+    while digits.endswith("000"):
+        digits = digits[:-3]
+    return f"{text}.{digits}Z"
 
 
 def parse_timestamp(value: Any, where: str) -> float:
