@@ -5,13 +5,14 @@ What the API cannot do is named below, each with its reason, and must fail in th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from servers_http import served
-from threadline import DatabaseSessionService, VertexAiSessionService
+from threadline import InMemorySessionService, VertexAiSessionService
 from threadline.testing import ServiceSuite
 
 UNIQUE = "an id is one engine's, not one user's"
@@ -53,6 +54,8 @@ SLOW = {
     "test_a_full_read_has_every_event",
     "test_hostile_ids_are_kept_verbatim_and_apart",
     "test_a_ten_megabyte_event_comes_back",
+    "test_get_or_create_gives_everybody_the_same_session",
+    "test_of_many_concurrent_creates_one_wins",
     "test_pages_walk_the_whole_list_in_every_order",
     "test_writers_with_rebase_lose_nothing",
 }
@@ -68,25 +71,30 @@ class Kit(ServiceSuite):
             request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
 
-def soak(kind: type[ServiceSuite], names: set[str]) -> None:
-    """Mark tests of a class that are long."""
-    for name in names:
+def soak(test: Any) -> Any:
+    """Mark a copy of a test of the kit: the test itself is others' too."""
 
-        def test(self: Any, service: Any, _run: Any = getattr(kind, name)) -> Any:
-            return _run(self, service)
+    @functools.wraps(test)
+    def run(*given: Any, **fixtures: Any) -> None:
+        test(*given, **fixtures)
 
-        setattr(kind, name, pytest.mark.soak(test))
+    return pytest.mark.soak(run)
+
+
+for name in SLOW:
+    setattr(Kit, name, soak(getattr(ServiceSuite, name)))
 
 
 class TestWithAProject(Kit):
     @pytest.fixture
-    def service(self, tmp_path: Path) -> Iterator[VertexAiSessionService]:
-        with served(DatabaseSessionService(f"sqlite:///{tmp_path}/s.db")) as url:
+    def service(self) -> Iterator[VertexAiSessionService]:
+        with served(InMemorySessionService()) as url:
             yield VertexAiSessionService("my-project", "us-central1", base_url=url)
 
 
+@pytest.mark.soak
 class TestInExpressMode(Kit):
     @pytest.fixture
-    def service(self, tmp_path: Path) -> Iterator[VertexAiSessionService]:
-        with served(DatabaseSessionService(f"sqlite:///{tmp_path}/s.db")) as url:
+    def service(self) -> Iterator[VertexAiSessionService]:
+        with served(InMemorySessionService()) as url:
             yield VertexAiSessionService(express_mode_api_key="a-key", base_url=url)
