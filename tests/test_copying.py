@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from servers_http import command, served
+from servers_http import served
 from threadline import (
     AlreadyExistsError,
     DatabaseSessionService,
@@ -204,5 +204,5 @@ def test_imported_conversations_come_back_equal_through_vertex_ai(tmp_path: Path
             assert await copy_sessions(vertex, last, app_names=[APP]) == there
             assert await contents(last) == await contents(first)
 
-    with command(f"sqlite:///{tmp_path}/server.db") as server:
-        asyncio.run(copied(server.url))
+    with served(DatabaseSessionService(f"sqlite:///{tmp_path}/server.db")) as url:
+        asyncio.run(copied(url))

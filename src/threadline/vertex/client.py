@@ -48,16 +48,20 @@ _UNKNOWN_OUTCOME = (408, 500, 502, 503, 504)
 
 
 class Tries:
-    """The pauses between tries, longer each time, until the time for them is over."""
+    """The pauses between tries, longer each time, for some time after the first failure."""
 
     def __init__(self, time_s: float) -> None:
-        self._give_up = asyncio.get_running_loop().time() + time_s
+        self._time_s = time_s
+        self._give_up: float | None = None
         self._pause_s = BACKOFF_S
 
     async def pause(self, refusal: Exception, *, at_least_s: float = 0.0) -> None:
         """Wait before the next try, or raise what the last one ended with."""
         pause_s = max(self._pause_s * random.uniform(0.5, 1.0), at_least_s)  # noqa: S311
-        if asyncio.get_running_loop().time() + pause_s > self._give_up:
+        now = asyncio.get_running_loop().time()
+        if self._give_up is None:  # one try may have taken longer than all of this
+            self._give_up = now + self._time_s
+        if now + pause_s > self._give_up:
             raise refusal
         await asyncio.sleep(pause_s)
         self._pause_s = min(2 * self._pause_s, BACKOFF_MAX_S)

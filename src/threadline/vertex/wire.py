@@ -165,23 +165,23 @@ _NANOS = 10**9
 
 
 def format_timestamp(seconds: float) -> str:
-    """Return RFC 3339 in UTC with 0, 3, 6 or 9 digits; what no calendar has is cut to its ends.
+    """Return RFC 3339 in UTC with 0, 3 or 6 digits, or with 9 where 6 would not be read back equal.
 
-    Nine of them are every digit of a time: it is read back equal.
+    What no calendar has is cut to its ends.
     """
-    numerator, denominator = float(seconds).as_integer_ratio()
-    whole, nanos = divmod((numerator * _NANOS * 2 + denominator) // (2 * denominator), _NANOS)
     try:
-        moment = _EPOCH + dt.timedelta(seconds=whole)
+        nanos = round(seconds * 1e6) * 1000
+        if nanos / _NANOS != seconds:
+            numerator, denominator = float(seconds).as_integer_ratio()
+            nanos = (2 * numerator * _NANOS + denominator) // (2 * denominator)
+        moment = _EPOCH + dt.timedelta(seconds=nanos // _NANOS)
     except OverflowError:
-        moment = (dt.datetime.max if seconds > 0 else dt.datetime.min).replace(tzinfo=dt.UTC)
-    text = moment.isoformat(timespec="seconds").removesuffix("+00:00")
-    if not nanos:
-        return text + "Z"
-    digits = f"{nanos:09}"
+        moment, nanos = dt.datetime.max if seconds > 0 else dt.datetime.min, 0
+    text = moment.replace(tzinfo=None).isoformat(timespec="seconds")
+    digits = f"{nanos % _NANOS:09}"
     while digits.endswith("000"):
         digits = digits[:-3]
-    return f"{text}.{digits}Z"
+    return f"{text}.{digits}Z" if digits else f"{text}Z"
 
 
 def parse_timestamp(value: Any, where: str) -> float:
