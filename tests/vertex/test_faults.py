@@ -173,7 +173,6 @@ def test_a_batch_that_breaks_off_goes_on_where_it_was(
     async def breaking_off() -> list[str]:
         session = await service.create_session(**IDS)
         events = [say("one"), say("two"), say("three")]
-        proxy.faults += [("no such request", breaking)]
         answers = iter([False, True])
 
         def second(request: Any, forward: Any) -> Reply:
@@ -233,9 +232,6 @@ def test_short_pages_are_followed_to_the_end(service: VertexAiSessionService, pr
 
 
 def test_an_empty_page_is_not_the_end(service: VertexAiSessionService, proxy: Proxy) -> None:
-    def without(page: Any) -> Any:
-        return {"nextPageToken": page["nextPageToken"]}
-
     async def paged() -> list[str]:
         session = await filled(service)
         proxy.faults += [(EVENTS, short), (EVENTS, saying(b'{"nextPageToken": "x"}'))]

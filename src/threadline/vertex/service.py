@@ -687,7 +687,7 @@ class _Envelope(msgspec.Struct, rename="camel"):
     author: str | None = None
     invocation_id: str | None = None
     timestamp: Any = None
-    raw_event: msgspec.Raw | None = None
+    raw_event: msgspec.Raw = msgspec.Raw()
 
 
 class _Head(msgspec.Struct, rename="camel"):
@@ -734,7 +734,7 @@ def _listed(seq: int, message: msgspec.Raw) -> _Listed:
     try:
         envelope = msgspec.json.decode(message, type=_Envelope)
         raw = envelope.raw_event
-        if raw is not None:
+        if bytes(raw):
             head = msgspec.json.decode(raw, type=_Head)
             time = head.timestamp
             if (
