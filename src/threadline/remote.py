@@ -341,6 +341,8 @@ class _Server:
             client = self._clients[loop] = httpx.AsyncClient(
                 headers=self._headers,
                 timeout=self._timeout_s,
+                # Reading the certificates takes longer than many a call.
+                verify=self._base_url.startswith("https:"),
                 limits=httpx.Limits(keepalive_expiry=KEEP_IDLE_S),
             )
         return client

@@ -101,6 +101,9 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         cors_origins=settings.cors_origins,
         body_bytes_max=settings.body_bytes_max,
     )
+    # uvicorn raises the signal again when it has ended gracefully; that is no failure.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: None)
     server(app, drain_s=settings.drain_s).run(sockets=[listener])
 
 
@@ -153,7 +156,6 @@ def _supervise(settings: Settings, listener: socket.socket) -> None:
 
 
 def _worker(settings: Settings, listener: socket.socket) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up_logging()
     _work(settings, listener)
 
