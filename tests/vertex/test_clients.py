@@ -296,14 +296,20 @@ def test_delete_deletes_and_a_missing_session_is_no_error(one: Client, ids: dict
     assert "k" not in one("get", **ids)["state"]
 
 
+_long: dict[Client, tuple[dict[str, str], list[dict[str, Any]]]] = {}
+
+
 @pytest.mark.soak
 @each_pair
 def test_a_session_of_3000_events_comes_back_whole(
     writer: Client, reader: Client, ids: dict[str, str]
 ) -> None:
-    events = [event(content={"parts": [{"text": f"word {n} " * 20}]}) for n in range(3000)]
-    writer("create", **ids)
-    writer("append", **ids, events=events)
+    if writer not in _long:  # once for all readers
+        events = [event(content={"parts": [{"text": f"word {n} " * 20}]}) for n in range(3000)]
+        writer("create", **ids)
+        writer("append", **ids, events=events)
+        _long[writer] = ids, events
+    ids, events = _long[writer]
     read = reader("get", **ids)["events"]
     assert [one["id"] for one in read] == [sent["id"] for sent in events]
     assert [said(one) for one in read] == [said(sent) for sent in events]
