@@ -233,6 +233,25 @@ def test_stored_bytes_pass_through(tmp_path: Path) -> None:
             assert '{"seq":1, "id":"x",  "new":1e+00 }' in http.get(path).text
 
 
+def test_an_append_goes_to_the_end_whoever_wrote_or_deleted_meanwhile(
+    http: httpx.Client, service: BaseSessionService
+) -> None:
+    create(http)
+    append(http, event("a"))
+
+    async def elsewhere() -> None:
+        ids: Any = {"app_name": "app", "user_id": "ann", "session_id": "s"}
+        await service.append_event(await service.get_or_create_session(**ids), Event(author="b"))
+
+    asyncio.run(elsewhere())
+    assert append(http, event("c")).json()["revision"] == 3
+    asyncio.run(service.delete_session(app_name="app", user_id="ann", session_id="s"))
+    assert append(http, event("d")).status_code == 404
+    asyncio.run(elsewhere())
+    answer = append(http, event("d"))
+    assert (answer.json()["revision"], answer.json()["missed"]) == (2, [])
+
+
 # -- state --------------------------------------------------------------------------------
 
 
@@ -610,7 +629,8 @@ def test_a_reader_that_leaves_is_forgotten(service: BaseSessionService) -> None:
     with served(service, tails=tails) as url, httpx.Client(base_url=url, verify=False) as http:
         create(http)
         with http.stream("GET", f"{EVENTS}:tail") as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
             assert len(tails) == 1
         wait_until(lambda: len(tails) == 0)
 
