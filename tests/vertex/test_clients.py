@@ -43,6 +43,13 @@ def javascript_client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     client.end()
 
 
+@pytest.fixture(scope="module")
+def express_client(url: str) -> Iterator[Client]:
+    client = python(url, "express")
+    yield client
+    client.end()
+
+
 JS = pytest.mark.soak
 CLIENTS = [
     pytest.param("python_client", id="python"),
@@ -188,6 +195,17 @@ def test_state_of_every_scope_that_one_sets_another_reads(
     assert {key: shared[key] for key in shared if key.startswith("user:") or name in key} == {
         key: value for key, value in state.items() if ":" in key
     }
+
+
+def test_express_mode_uses_the_same_sessions(
+    express_client: Client, python_client: Client, ids: dict[str, str]
+) -> None:
+    express_client("create", **ids, state={"k": 1})
+    express_client("append", **ids, events=[event()])
+    assert python_client("get", **ids)["events"] == express_client("get", **ids)["events"]
+    assert ids["sessionId"] in {found["id"] for found in express_client("list")}
+    express_client("delete", **ids)
+    assert python_client("get", **ids) is None
 
 
 @each_client
