@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -30,7 +31,7 @@ class Sessions(VertexAiSessionService):
         return agentplatform.Client(
             project=self._project,
             location=self._location,
-            credentials=Credentials(token="a-key"),
+            credentials=Credentials(token=os.environ["KEY"]),
             http_options={"base_url": self.url},
         ).aio
 
@@ -86,7 +87,7 @@ async def answer(service, call: dict[str, Any]) -> Any:
 async def main(url: str, engine: str, mode: str = "") -> None:
     Sessions.url = ExpressSessions.url = url
     service = (
-        ExpressSessions(agent_engine_id=engine, express_mode_api_key="a-key")
+        ExpressSessions(agent_engine_id=engine, express_mode_api_key=os.environ["KEY"])
         if mode == "express"
         else Sessions("my-project", "us-central1", engine)
     )
