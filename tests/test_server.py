@@ -691,6 +691,22 @@ def test_it_refuses_to_be_open_to_the_network() -> None:
     assert "--keys" in done.stderr
 
 
+def test_a_database_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "threadline.cli", "serve"),
+            *("--db", f"sqlite:///{tmp_path}/missing/s.db", "--port", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("threadline: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_two_processes_serve_one_database_and_end_gracefully(tmp_path: Path) -> None:
     """Also: every append that was under way at the end was answered and stored."""
     with command(f"sqlite:///{tmp_path}/s.db", "--workers", "2") as running:

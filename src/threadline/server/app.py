@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("threadline.server")
 
-BODY_BYTES_MAX = 64 * 1024 * 1024
+BODY_BYTES_MAX = 64_000_000
 
 
 def create_app(

@@ -326,8 +326,7 @@ def _events(bodies: Sequence[msgspec.Raw], key: str | None) -> tuple[list[Event]
         if key is not None:
             given = wire.read(_Given, body, f"events[{number}]")
             if not given.id:
-                id = key if len(bodies) == 1 else f"{key}-{number}"
-                event = msgspec.structs.replace(event, id=id)
+                event = msgspec.structs.replace(event, id=f"{key}-{number}")
             if given.timestamp is None:
                 untimed.add(event.id)
         events.append(event)
