@@ -181,6 +181,26 @@ def test_any_id_is_found_by_the_name_that_is_returned(http: httpx.Client, id: st
     assert http.get(f"/v1beta1/{made.json()['name']}").json()["done"] is True
 
 
+def test_users_that_create_one_id_at_the_same_time_never_both_have_it(
+    http: httpx.Client, service: BaseSessionService
+) -> None:
+    async def race(id: str) -> list[int]:
+        async with httpx.AsyncClient(base_url=http.base_url, verify=False) as client:
+            answers = await asyncio.gather(
+                *(
+                    client.post(SESSIONS, params={"sessionId": id}, json={"userId": user})
+                    for user in "uvw"
+                )
+            )
+        return sorted(answer.status_code for answer in answers)
+
+    for n in range(5):
+        id = f"s{n}"
+        made = asyncio.run(race(id)).count(200)
+        found = asyncio.run(service.find_sessions(app_name="42", session_id=id))
+        assert len(found) == made <= 1
+
+
 def test_an_id_that_two_users_have_is_ambiguous(
     http: httpx.Client, service: BaseSessionService
 ) -> None:
@@ -233,6 +253,7 @@ def test_a_patch_replaces_the_sessions_own_state(http: httpx.Client) -> None:
         ({}, {"userId": "v"}),
         ({"updateMask": "userId"}, {}),
         ({}, {"ttl": "-1s"}),
+        ({}, {"ttl": "0s"}),
         ({}, {"labels": {"a": 1}}),
     ],
 )
@@ -431,6 +452,9 @@ def test_required_fields_are_named_before_the_session_is_looked_for(http: httpx.
         (SESSIONS, {"pageSize": "x"}), (SESSIONS, {"pageSize": "-1"}), (SESSIONS, {"filter": "x"}),
         (SESSIONS, {"orderBy": "name"}), (f"{S}/events", {"filter": 'author="a"'}),
         (f"{S}/events", {"orderBy": "author"}), (f"{S}/events", {"pageToken": "x"}),
+        (f"{S}/events", {"pageToken": wire.encode_token([None, None, "x"])}),
+        (f"{S}/events", {"pageToken": wire.encode_token([None, None, -1])}),
+        (SESSIONS, {"pageToken": wire.encode_token([None, None, "x"])}),
     ],
 )  # fmt: skip
 def test_wrong_queries_are_refused(http: httpx.Client, path: str, query: dict[str, str]) -> None:
