@@ -7,6 +7,8 @@ A page is read from top to bottom in one temporary directory, like a reader woul
 - a block after `<!-- file: NAME -->` is written to that file;
 - in a ```console block the lines with `$ ` are run and must exit with 0, and the lines after
   one are what it prints; `make`, `pip` and `git` are not run, but make's targets must exist;
+- a server, begun with a command that ends in `&`, runs until the page ends, on a free port that
+  stands for 8080;
 - a block after `<!-- not run: REASON -->` is left out, and the reason is printed.
 """
 
@@ -19,9 +21,12 @@ import io
 import os
 import re
 import shlex
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +35,7 @@ import pytest
 import typer.main
 
 import threadline
+from servers import free_port
 from threadline import errors
 from threadline.cli import app
 from threadline.migrations import ddl
@@ -42,7 +48,7 @@ EVERY_PAGE = pytest.mark.parametrize(
     "page", PAGES, ids=[path.relative_to(ROOT).as_posix() for path in PAGES]
 )
 
-RUN = ("threadline", "python", "pytest")
+RUN = ("threadline", "python", "pytest", "curl")
 NOT_RUN = ("make", "pip", "git", "cd")
 
 
@@ -123,13 +129,17 @@ def names(page: Path, section: str = "") -> list[str]:
 
 @EVERY_PAGE
 def test_the_blocks_of_a_page_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    port = str(free_port())
+    if "$ curl" in page.read_text(encoding="utf-8") and not shutil.which("curl"):
+        pytest.skip(f"NOT TESTED: {page.name} needs curl")
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = None
     for block in read_blocks(page):
         where = f"{page.relative_to(ROOT)}:{block.line}"
+        block = block._replace(code=block.code.replace("8080", port))
         if reason := re.fullmatch(r"<!-- not run: (.+) -->", block.marker):
             print(f"{where}: not run: {reason[1]}")
             printed = None
@@ -140,7 +150,12 @@ def test_the_blocks_of_a_page_run(
             printed = run_python(block, page, namespace)
         elif block.language == "console":
             for command, shown in read_commands(block):
-                compare(shown, run_command(command, where), where)
+                if command.endswith(" &"):
+                    server = begin_server(command, port)
+                    request.addfinalizer(server.wait)
+                    request.addfinalizer(server.kill)  # the last one is called first
+                else:
+                    compare(shown, run_command(command, where), where)
             printed = None
         elif block.language == "text" and block.follows and printed is not None:
             compare(block.code, printed, where)
@@ -154,6 +169,19 @@ def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> str:
     with contextlib.redirect_stdout(output):
         exec(code, namespace)
     return output.getvalue()
+
+
+def begin_server(command: str, port: str) -> subprocess.Popen[bytes]:
+    """Begin a server and wait until it takes connections."""
+    arguments = shlex.split(command.removesuffix("&"))
+    assert arguments[:2] == ["threadline", "serve"]
+    server = subprocess.Popen([sys.executable, "-m", "threadline.cli", *arguments[1:]])
+    while True:
+        assert server.poll() is None
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port))).close()
+            return server
+        time.sleep(0.05)
 
 
 def run_command(command: str, where: str) -> str:

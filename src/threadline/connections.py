@@ -20,7 +20,8 @@ KEEP_IDLE_S = 30.0
 class Connections:
     """The connections of one service; `extra` is what brings httpx to those who lack it."""
 
-    def __init__(self, headers: Mapping[str, str], timeout_s: float, extra: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, extra: str) -> None:
+        self._url = url
         self._headers = dict(headers)
         self._timeout_s = timeout_s
         self._extra = extra
@@ -43,6 +44,8 @@ class Connections:
             client = self._clients[loop] = httpx.AsyncClient(
                 headers=self._headers,
                 timeout=self._timeout_s,
+                # Reading the certificates takes longer than many a call.
+                verify=self._url.startswith("https:"),
                 limits=httpx.Limits(keepalive_expiry=KEEP_IDLE_S),
             )
         return client

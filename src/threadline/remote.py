@@ -188,7 +188,7 @@ class _Server:
         headers = {"content-type": wire.JSON}
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
-        self._connections = Connections(headers, timeout_s, "remote")
+        self._connections = Connections(base_url, headers, timeout_s, "remote")
         self._retry_for_s = retry_for_s
 
     async def open(self) -> None:

@@ -607,6 +607,8 @@ def _checked_text(name: str, value: str | None) -> str | None:
 def encoded_labels(labels: dict[str, str] | None) -> str | None:
     if not labels:
         return None
+    if not isinstance(labels, dict):
+        raise InvalidInputError(f"labels map strings to strings, got {labels!r}.")
     for key, value in labels.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidInputError(f"labels map strings to strings, got {key!r}: {value!r}.")

@@ -13,7 +13,7 @@ const [, , apiEndpoint, agentEngineId] = process.argv;
 const client = new Client({ project: 'my-project', location: 'us-central1', apiEndpoint });
 // The client would ask Google for a token; this is where it puts one into a request.
 client.apiClient.clientOptions.auth = {
-  addAuthHeaders: async (headers) => headers.set('Authorization', 'Bearer a-key'),
+  addAuthHeaders: async (headers) => headers.set('Authorization', `Bearer ${process.env.KEY}`),
 };
 const service = new VertexAiSessionService({
   sessions: client.agentEnginesInternal.sessions,

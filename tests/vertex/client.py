@@ -1,6 +1,6 @@
 """The official Python client, driven by lines of JSON: a call comes in, its outcome goes out.
 
-    python client.py http://127.0.0.1:8000 ENGINE
+    python client.py http://127.0.0.1:8000 ENGINE [express]
 
 Times are seconds and events are ADK's JSON, as in client.mjs, the JavaScript client's twin.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -22,7 +23,7 @@ APP = "1234567890"
 
 
 class Sessions(VertexAiSessionService):
-    """ADK's service at another address: this method is the one place to say so."""
+    """ADK's service at another address: this method is one of two places to say so."""
 
     url = ""
 
@@ -30,9 +31,18 @@ class Sessions(VertexAiSessionService):
         return agentplatform.Client(
             project=self._project,
             location=self._location,
-            credentials=Credentials(token="a-key"),
+            credentials=Credentials(token=os.environ["KEY"]),
             http_options={"base_url": self.url},
         ).aio
+
+
+class ExpressSessions(VertexAiSessionService):
+    """The same in express mode, where the other place is."""
+
+    url = ""
+
+    def _api_client_http_options_override(self):
+        return {"base_url": self.url}
 
 
 def told(session) -> dict[str, Any]:
@@ -74,9 +84,13 @@ async def answer(service, call: dict[str, Any]) -> Any:
     raise ValueError(name)
 
 
-async def main(url: str, engine: str) -> None:
-    Sessions.url = url
-    service = Sessions("my-project", "us-central1", engine)
+async def main(url: str, engine: str, mode: str = "") -> None:
+    Sessions.url = ExpressSessions.url = url
+    service = (
+        ExpressSessions(agent_engine_id=engine, express_mode_api_key=os.environ["KEY"])
+        if mode == "express"
+        else Sessions("my-project", "us-central1", engine)
+    )
     for line in iter(sys.stdin.readline, ""):
         try:
             outcome = {"answer": await answer(service, json.loads(line))}

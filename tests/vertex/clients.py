@@ -25,11 +25,16 @@ class ClientError(Exception):
 class Client:
     """A client's process."""
 
-    def __init__(self, command: list[str], url: str, cwd: Path | None = None) -> None:
+    def __init__(self, *command: str, key: str, cwd: Path | None = None) -> None:
         self.process = subprocess.Popen(
-            [*command, url, ENGINE],
+            command,
             cwd=cwd,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            env={
+                **os.environ,
+                "KEY": key,
+                "GOOGLE_GENAI_USE_ENTERPRISE": "true",  # or express mode ignores its key
+                "PYTHONWARNINGS": "ignore",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,17 +62,17 @@ class Client:
         self.process.wait(timeout=20)
 
 
-def python(url: str) -> Client:
+def python(url: str, *mode: str, key: str = "any") -> Client:
     """Start google-adk's VertexAiSessionService."""
     if importlib.util.find_spec("agentplatform") is None:
         missing("adk-python", "google-cloud-agentplatform is not installed")
-    return Client([sys.executable, str(HERE / "client.py")], url)
+    return Client(sys.executable, str(HERE / "client.py"), url, ENGINE, *mode, key=key)
 
 
-def javascript(url: str, folder: Path) -> Client:
+def javascript(url: str, folder: Path, key: str = "any") -> Client:
     """Start @google/adk's VertexAiSessionService, in a folder where it was installed."""
     shutil.copy(HERE / "client.mjs", folder)
-    return Client(["node", "client.mjs"], url, cwd=folder)
+    return Client("node", "client.mjs", url, ENGINE, key=key, cwd=folder)
 
 
 def install_javascript(folder: Path) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servers_http import command
 from threadline import Event
-from vertex.clients import Client, ClientError, install_javascript, javascript, python
+from threadline.server.auth import KeyFile
+from threadline.sync import DatabaseSessionService
+from vertex.clients import ENGINE, Client, ClientError, install_javascript, javascript, python
 
 USER = 'u "1\\'
 TIME = 1_760_000_000.123
@@ -22,8 +25,13 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with command(f"sqlite:///{tmp_path_factory.mktemp('server')}/sessions.db") as server:
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('server')}/sessions.db"
+
+
+@pytest.fixture(scope="module")
+def url(database: str) -> Iterator[str]:
+    with command(database) as server:
         yield server.url
 
 
@@ -35,15 +43,28 @@ def python_client(url: str) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def javascript_client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def adk_js(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adk-js")
     install_javascript(folder)
-    client = javascript(url, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def javascript_client(url: str, adk_js: Path) -> Iterator[Client]:
+    client = javascript(url, adk_js)
+    yield client
+    client.end()
+
+
+@pytest.fixture(scope="module")
+def express_client(url: str) -> Iterator[Client]:
+    client = python(url, "express")
     yield client
     client.end()
 
 
 JS = pytest.mark.soak
+SLOW = ["python", "javascript"]
 CLIENTS = [
     pytest.param("python_client", id="python"),
     pytest.param("javascript_client", id="javascript", marks=JS),
@@ -190,6 +211,39 @@ def test_state_of_every_scope_that_one_sets_another_reads(
     }
 
 
+def test_express_mode_uses_the_same_sessions(
+    express_client: Client, python_client: Client, ids: dict[str, str]
+) -> None:
+    express_client("create", **ids, state={"k": 1})
+    express_client("append", **ids, events=[event()])
+    assert python_client("get", **ids)["events"] == express_client("get", **ids)["events"]
+    assert ids["sessionId"] in {found["id"] for found in express_client("list")}
+    express_client("delete", **ids)
+    assert python_client("get", **ids) is None
+
+
+@pytest.mark.parametrize("kind", ["express", *(pytest.param(kind, marks=JS) for kind in SLOW)])
+def test_the_key_that_a_client_is_given_is_the_servers(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, ids: dict[str, str]
+) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    given = keys.create(apps=[ENGINE], writes=True)
+    options = ("--keys", str(tmp_path / "keys.json"))
+    with command(f"sqlite:///{tmp_path}/sessions.db", *options) as server:
+
+        def connected(key: str) -> Client:
+            if kind == "javascript":
+                return javascript(server.url, request.getfixturevalue("adk_js"), key)
+            return python(server.url, *([kind] if kind == "express" else []), key=key)
+
+        right, wrong = connected(given), connected("tl_wrong")
+        assert right("create", **ids)["id"] == ids["sessionId"]
+        with pytest.raises(ClientError, match="401"):
+            wrong("create", **ids)
+        right.end()
+        wrong.end()
+
+
 @each_client
 def test_create_makes_an_id_where_none_is_given(one: Client, ids: dict[str, str]) -> None:
     made = one("create", userId=ids["userId"], state={"k": 1})
@@ -296,14 +350,14 @@ def test_delete_deletes_and_a_missing_session_is_no_error(one: Client, ids: dict
     assert "k" not in one("get", **ids)["state"]
 
 
-@pytest.mark.soak
-@each_pair
+@each_client
 def test_a_session_of_3000_events_comes_back_whole(
-    writer: Client, reader: Client, ids: dict[str, str]
+    one: Client, database: str, ids: dict[str, str]
 ) -> None:
     events = [event(content={"parts": [{"text": f"word {n} " * 20}]}) for n in range(3000)]
-    writer("create", **ids)
-    writer("append", **ids, events=events)
-    read = reader("get", **ids)["events"]
-    assert [one["id"] for one in read] == [sent["id"] for sent in events]
-    assert [said(one) for one in read] == [said(sent) for sent in events]
+    whose = {"app_name": ENGINE, "user_id": ids["userId"], "session_id": ids["sessionId"]}
+    with DatabaseSessionService(database) as service:
+        session = service.create_session(**whose)
+        service.append_events(session, [Event.from_dict(sent) for sent in events])
+    read = one("get", **ids)["events"]
+    assert [said(found) for found in read] == [said(sent) for sent in events]

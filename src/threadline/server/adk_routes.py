@@ -130,17 +130,24 @@ class _Api:
         app, user = self._authorize(request, write=True)
         body = await _body(request)
         events = _events(body.get("events"))
-        options = body.get("options") or {}
+        options = body.get("options")
+        if options is None:
+            options = {}
+        if not isinstance(options, dict):
+            raise _MalformedError("options: an object is expected.")
         if unknown := options.keys() - _OPTIONS:
             raise InvalidInputError(
-                f"Session options are not supported by the configured session service: "
+                "Session options are not supported by the configured session service: "
                 f"{', '.join(sorted(unknown))}."
             )
         session = await self._create(
             app, user, _field(body, "sessionId"), body.get("state"), **options
         )
-        if events:
+        try:
             await self._service.append_events(session, events)
+        except ThreadlineError:  # nothing is left of a call that was refused
+            await self._service.delete_session(app_name=app, user_id=user, session_id=session.id)
+            raise
         return _session_to_json(session)
 
     async def create_with_id(self, request: Request) -> Any:

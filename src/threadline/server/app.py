@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("threadline.server")
 
-BODY_BYTES_MAX = 64 * 1024 * 1024
+BODY_BYTES_MAX = 64_000_000
 
 
 def create_app(
@@ -54,7 +54,7 @@ def create_app(
     request, and closing it is the host's business. `cors_origins` are the web origins whose pages
     may call it; none by default.
     """
-    tails = tails or Tails(service)
+    tails = Tails(service) if tails is None else tails
     numbers = metrics.Metrics(tails.__len__)
 
     @contextlib.asynccontextmanager

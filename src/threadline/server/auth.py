@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import secrets
 import tempfile
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     Authenticate = Callable[[HTTPConnection], Grant | str]
     """Tells whose a request is, or why it is nobody's."""
+
+log = logging.getLogger("threadline.server")
 
 _NO_KEY = (
     "Send a key: Authorization: Bearer KEY, or x-goog-api-key: KEY, or ?key=KEY. "
@@ -184,7 +187,8 @@ class Authentication:
             try:
                 scope[GRANT] = self._authenticate(HTTPConnection(scope))
             except StorageError as error:
-                scope[GRANT] = str(error)
+                log.error("%s", error)  # noqa: TRY400 - the error says it all
+                scope[GRANT] = "The server cannot read its keys; its log says why."
         await self._app(scope, receive, send)
 
 

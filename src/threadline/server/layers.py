@@ -69,8 +69,11 @@ class Compression(GZipMiddleware):
             self._zstd = zstandard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        accepted = Headers(scope=scope).get("accept-encoding", "")
-        if scope["type"] == "http" and self._zstd is not None and "zstd" in accepted:
+        if (
+            scope["type"] == "http"
+            and self._zstd is not None
+            and "zstd" in Headers(scope=scope).get("accept-encoding", "")
+        ):
             await _Zstd(self.app, self._zstd)(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)

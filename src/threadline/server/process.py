@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from threadline.errors import InvalidInputError, MissingExtraError, StorageError
+from threadline.errors import InvalidInputError, MissingExtraError
 from threadline.server.app import BODY_BYTES_MAX, create_app
 from threadline.server.auth import KeyFile, is_loopback
 from threadline.store import DatabaseSessionService
@@ -68,6 +71,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     settings.check()
+    asyncio.run(_prepare(settings))
     listener = _listen(settings.host, settings.port)
     log.info("Serving on http://%s:%d", *listener.getsockname()[:2])
     if settings.workers == 1:
@@ -85,11 +89,18 @@ def server(app: Starlette, *, drain_s: int = 30) -> Server:
             access_log=False,
             log_config=None,
             proxy_headers=False,
+            lifespan="on",
             server_header=False,
             timeout_keep_alive=KEEP_IDLE_S,
             timeout_graceful_shutdown=drain_s,
         )
     )
+
+
+async def _prepare(settings: Settings) -> None:
+    """Make or upgrade the tables before there are workers, or raise what stands against it."""
+    async with DatabaseSessionService(settings.db):
+        pass
 
 
 def _work(settings: Settings, listener: socket.socket) -> None:
@@ -101,6 +112,9 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         cors_origins=settings.cors_origins,
         body_bytes_max=settings.body_bytes_max,
     )
+    # uvicorn raises the signal again when it has ended gracefully; that is no failure.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: None)
     server(app, drain_s=settings.drain_s).run(sockets=[listener])
 
 
@@ -112,7 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise StorageError(f"Cannot listen on {host}:{port}: {error}") from error
+        raise InvalidInputError(f"Cannot listen on {host}:{port}: {error}") from error
     listener.listen(2048)
     listener.set_inheritable(True)
     return listener
@@ -153,9 +167,17 @@ def _supervise(settings: Settings, listener: socket.socket) -> None:
 
 
 def _worker(settings: Settings, listener: socket.socket) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up_logging()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _work(settings, listener)
+
+
+def _end_with_parent() -> None:
+    """End gracefully when the process that would tell us to is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def set_up_logging() -> None:

@@ -26,6 +26,7 @@ from threadline.models import Event, GetSessionConfig, Session
 from threadline.patch import MISSING
 from threadline.server import paths as paths  # it knows `{app:id}`
 from threadline.server.access import authorize
+from threadline.server.heads import Heads
 from threadline.state import split
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.routing import BaseRoute
 
-    from threadline.server.stream import Ids, Tails
+    from threadline.server.heads import Ids
+    from threadline.server.stream import Tails
     from threadline.service import BaseSessionService, OnStale, Order
 
 
@@ -87,6 +89,7 @@ class Ask(NamedTuple):
 
     service: BaseSessionService
     tails: Tails
+    heads: Heads
     request: Request
     app: str
     user: str
@@ -231,12 +234,21 @@ async def append_events(ask: Ask) -> Response:
     """
     headers = ask.request.headers
     events, untimed = _events(ask.body.events, headers.get("idempotency-key"))
-    session, policy = await _handle(ask, headers.get("if-match"))
-    known = session.revision or 0
+    tag = headers.get("if-match")
+    policy: OnStale | None = ask.body.on_stale
+    if tag is None and policy == "raise":
+        raise InvalidInputError('onStale "raise" needs If-Match, to know which revision was seen.')
+    policy = policy or ("rebase" if tag is None else "raise")
+    session = await _newest(ask) if tag is None else _handle(ask, *wire.revision(tag))
     while True:
         try:
             stored = await ask.service.append_events(session, events, on_stale=policy)
             break
+        except SessionNotFoundError:
+            # The id may have a new session since this process appended to the old one.
+            if tag is not None or not ask.heads.forget(ask.ids):
+                raise
+            session = await _newest(ask)
         except EventConflictError as conflict:
             # A retry whose event came without a time: the one that is stored has it.
             first = conflict.stored
@@ -250,14 +262,15 @@ async def append_events(ask: Ask) -> Response:
                 for event in events
             ]
     ask.tails.wake(ask.ids)
-    mine = {event.seq for event in stored}
-    missed = [event for event in session.events if event.seq not in mine]
     revision, incarnation = session.revision or 0, session.incarnation or 0
+    ask.heads.put(ask.ids, revision, incarnation)
+    mine = {event.seq for event in stored}
+    missed = [] if tag is None else [one for one in session.events if one.seq not in mine]
     return _answer(
         wire.AppendAnswer(
             stored=[wire.Stored(id=event.id, seq=event.seq or 0) for event in stored],
             missed=[*wire.bodies(missed)],
-            revision=max(known, revision),
+            revision=revision,
             incarnation=incarnation,
             last_update_time=session.last_update_time,
         ),
@@ -265,27 +278,31 @@ async def append_events(ask: Ask) -> Response:
     )
 
 
-async def _handle(ask: Ask, if_match: str | None) -> tuple[Session, OnStale]:
-    """Return a handle at the revision that the caller knows, or at the newest."""
-    policy = ask.body.on_stale
-    if if_match is not None:
-        revision, incarnation = wire.revision(if_match)
-        handle = Session(
-            id=ask.session,
-            app_name=ask.app,
-            user_id=ask.user,
-            revision=revision,
-            incarnation=incarnation,
-        )
-        return handle, policy or "raise"
-    if policy == "raise":
-        raise InvalidInputError('onStale "raise" needs If-Match, to know which revision was seen.')
-    newest = await ask.service.get_session(
+async def _newest(ask: Ask) -> Session:
+    """Return a handle at the revision that this process saw last, or else at the newest.
+
+    An append through it goes to the end wherever that is; what came between is read then.
+    """
+    head = ask.heads.get(ask.ids)
+    if head is not None:
+        return _handle(ask, *head)
+    found = await ask.service.get_session(
         **ask.of_session, config=GetSessionConfig(num_recent_events=0)
     )
-    if newest is None:
+    if found is None:
         raise SessionNotFoundError(f"The session {ask.session!r} does not exist.")
-    return newest, policy or "rebase"
+    return found
+
+
+def _handle(ask: Ask, revision: int, incarnation: int | None) -> Session:
+    """Return a handle at a revision."""
+    return Session(
+        id=ask.session,
+        app_name=ask.app,
+        user_id=ask.user,
+        revision=revision,
+        incarnation=incarnation,
+    )
 
 
 class _Given(msgspec.Struct, rename="camel"):
@@ -309,8 +326,7 @@ def _events(bodies: Sequence[msgspec.Raw], key: str | None) -> tuple[list[Event]
         if key is not None:
             given = wire.read(_Given, body, f"events[{number}]")
             if not given.id:
-                id = key if len(bodies) == 1 else f"{key}-{number}"
-                event = msgspec.structs.replace(event, id=id)
+                event = msgspec.structs.replace(event, id=f"{key}-{number}")
             if given.timestamp is None:
                 untimed.add(event.id)
         events.append(event)
@@ -423,17 +439,18 @@ REFUSALS = (InvalidInputError, UnauthenticatedError, PermissionDeniedError)
 
 def routes(service: BaseSessionService, tails: Tails) -> list[BaseRoute]:
     """Return the routes of the native API."""
+    heads = Heads()
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     return [
-        Route(path, _endpoint(service, tails, operations), methods=list(operations))
+        Route(path, _endpoint(service, tails, heads, operations), methods=list(operations))
         for path, operations in by_path.items()
     ]
 
 
 def _endpoint(
-    service: BaseSessionService, tails: Tails, operations: dict[str, Operation]
+    service: BaseSessionService, tails: Tails, heads: Heads, operations: dict[str, Operation]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
@@ -443,6 +460,7 @@ def _endpoint(
         ask = Ask(
             service=service,
             tails=tails,
+            heads=heads,
             request=request,
             app=app,
             user=user or "",

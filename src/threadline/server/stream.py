@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from threadline.server.heads import Ids
     from threadline.service import BaseSessionService
 
 POLL_S = 0.5
 HEARTBEAT_S = 15.0
 SEND_TIMEOUT_S = 30.0
 PAGE = 50
-
-Ids = tuple[str, str, str]
-"""A session's app, user and id."""
 
 
 class Tails:

@@ -7,8 +7,9 @@ whose it is. Routes are for `v1beta1` and `v1`, with `projects/P/locations/L/` o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec import UNSET
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from threadline.service import BaseSessionService, Order
 
     Handler = Callable[[Request], Awaitable[Response]]
+
+T = TypeVar("T")
 
 PAGE_MAX = 1000
 """The largest page, and how many sessions come where no size is asked for."""
@@ -124,8 +127,8 @@ class _Api:
                 user_id=user_id,
                 session_id=id,
                 state=given.session_state or {},
-                ttl=given.ttl or None,
-                expire_time=given.expire_time or None,
+                ttl=None if given.ttl is UNSET else given.ttl,
+                expire_time=None if given.expire_time is UNSET else given.expire_time,
                 display_name=given.display_name or None,
                 labels=given.labels or None,
             )
@@ -147,7 +150,7 @@ class _Api:
         """Answer with a page of sessions, newest update first."""
         engine = request.path_params["engine"]
         size = wire.parse_page_size(_query(request, "pageSize"), PAGE_MAX) or PAGE_MAX
-        asked, cursor = _asked(request)
+        asked, cursor = _asked(request, str)
         wanted = wire.SessionFilter.parse(asked[0])
         order, descending = wire.parse_order(asked[1], _SESSION_ORDERS, ("updated", True))
         authorize(request, app=engine, user=wanted.user_id, write=False)
@@ -189,10 +192,10 @@ class _Api:
             if name in fields:
                 changes[name] = getattr(given, name) or None
         if fields & {"ttl", "expire_time"}:
-            if given.ttl:
+            if given.ttl is not UNSET:
                 changes["ttl"] = given.ttl
             else:
-                changes["expire_time"] = given.expire_time or None
+                changes["expire_time"] = None if given.expire_time is UNSET else given.expire_time
         if changes:
             await self._service.update_session(**ids, **changes)
         return _json(_message(request, await self._load(session)))
@@ -217,7 +220,7 @@ class _Api:
         """Answer with events in the order of the log: all of them where no page size is given."""
         session = await self._find_named(request, write=False)
         size = wire.parse_page_size(_query(request, "pageSize"), PAGE_MAX)
-        asked, place = _asked(request)
+        asked, place = _asked(request, int)
         wanted = wire.EventFilter.parse(asked[0])
         _, descending = wire.parse_order(asked[1], {"timestamp": None}, (None, False))
         events = self._events(session, wanted, place, descending=descending)
@@ -388,7 +391,7 @@ def _taken(request: Request, engine: str, id: str) -> AlreadyExistsError:
     return AlreadyExistsError(f"Session with user-provided ID '{name}' already exists.")
 
 
-def _asked(request: Request) -> tuple[list[str | None], Any]:
+def _asked(request: Request, kind: type[T]) -> tuple[list[str | None], T | None]:
     """Return the filter and the order, and the place in the list that a page token stands for.
 
     A token remembers both, for clients that send them with the first page only.
@@ -398,7 +401,7 @@ def _asked(request: Request) -> tuple[list[str | None], Any]:
     if token is None:
         return asked, None
     match wire.decode_token(token):
-        case [None | str() as filter, None | str() as order, str() | int() as place]:
+        case [None | str() as filter, None | str() as order, place] if isinstance(place, kind):
             if asked[0] in (None, filter) and asked[1] in (None, order):
                 return [filter, order], place
     raise InvalidInputError(

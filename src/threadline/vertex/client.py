@@ -114,7 +114,7 @@ class VertexClient:
         headers = {"user-agent": _user_agent(), "accept": "application/json"}
         if api_key is not None:
             headers["x-goog-api-key"] = api_key
-        self._connections = Connections(headers, timeout_s, "vertex")
+        self._connections = Connections(self._root, headers, timeout_s, "vertex")
 
     async def close(self) -> None:
         """Let go of connections; the next call makes new ones."""
