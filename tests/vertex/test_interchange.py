@@ -73,7 +73,12 @@ class Ours:
         return asyncio.run(self.answer(call, **given))
 
     async def answer(
-        self, call: str, sessionId: str | None = None, userId: str | None = None, **given: Any
+        # ruff: noqa: N803 - the names of the client processes' calls
+        self,
+        call: str,
+        sessionId: str | None = None,
+        userId: str | None = None,
+        **given: Any,
     ) -> Any:
         ids: Any = {"app_name": ENGINE, "user_id": userId, "session_id": sessionId}
         url = self.url
