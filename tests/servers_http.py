@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -78,13 +79,14 @@ class Command:
     def __init__(self, db: str, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        # A file: a pipe that nobody empties stops the server, after some thousand audit lines.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-W", "ignore", "-m", "threadline.cli", "serve"),
                 *("--db", db, "--port", str(self.port), *options),
             ],
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self.log,
             start_new_session=True,  # its workers die with it
         )
 
@@ -92,7 +94,7 @@ class Command:
         """Wait until it answers."""
 
         def answers() -> bool:
-            assert self.process.poll() is None, self.process.communicate()[1]
+            assert self.process.poll() is None, self.written()
             try:
                 return plain.get(f"{self.url}/readyz").status_code == 200
             except httpx.TransportError:
@@ -103,13 +105,20 @@ class Command:
     def kill(self) -> None:
         """End it and its workers at once, as a power cut would."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        self.process.wait()
+        self.log.close()
 
     def end(self) -> tuple[int, str]:
         """End it gracefully; return its exit code and what it wrote."""
         self.process.terminate()
-        _, written = self.process.communicate(timeout=30)
-        return self.process.returncode, written
+        code, written = self.process.wait(timeout=30), self.written()
+        self.log.close()
+        return code, written
+
+    def written(self) -> str:
+        """Return what it has written."""
+        self.log.seek(0)
+        return self.log.read()
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ CLASSES = [
     "InMemorySessionService",
     "DatabaseSessionService",
     "RemoteSessionService",
+    "VertexAiSessionService",
 ]
 # `async with` becomes `with`; nothing else has another name.
 ENTER = {"__aenter__": "__enter__", "__aexit__": "__exit__"}

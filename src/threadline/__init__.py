@@ -27,6 +27,7 @@ from threadline.errors import (
     NotADatabaseError,
     OutdatedSchemaError,
     PermissionDeniedError,
+    QuotaExceededError,
     ReadOnlyDatabaseError,
     ReadOnlyStateError,
     RequestTooLargeError,
@@ -40,6 +41,7 @@ from threadline.errors import (
     StorageUnavailableError,
     ThreadlineError,
     UnauthenticatedError,
+    UnsupportedOperationError,
     UnsupportedUrlError,
     UnsupportedValueError,
 )
@@ -67,6 +69,7 @@ from threadline.store import (
     EngineSessionService,
     InMemorySessionService,
 )
+from threadline.vertex.service import VertexAiSessionService
 
 __version__ = "0.1.0"
 
@@ -107,6 +110,7 @@ __all__ = [
     "OutdatedSchemaError",
     "Part",
     "PermissionDeniedError",
+    "QuotaExceededError",
     "ReadOnlyDatabaseError",
     "ReadOnlyStateError",
     "RemoteSessionService",
@@ -128,7 +132,9 @@ __all__ = [
     "Transcription",
     "UiWidget",
     "UnauthenticatedError",
+    "UnsupportedOperationError",
     "UnsupportedUrlError",
     "UnsupportedValueError",
     "UsageMetadata",
+    "VertexAiSessionService",
 ]

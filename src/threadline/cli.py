@@ -401,6 +401,66 @@ def _print_export(report: ExportReport) -> None:
     _print_rate(report.events, report.seconds)
 
 
+# -- copy -------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Example: threadline copy sqlite:///./sessions.db vertex://my-project/us-central1 "
+    "--app my-app --to-app 1234567890"
+)
+def copy(
+    source: Annotated[
+        str, typer.Argument(metavar="FROM", help="A database's URL, http(s):// or vertex://.")
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TO", help="As FROM. A new database gets its tables.")
+    ],
+    app_name: Annotated[
+        list[str] | None,
+        typer.Option("--app", metavar="NAME", help="An app to copy; repeatable. Default: all."),
+    ] = None,
+    to_app: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The app's new name, such as an engine's id."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="THREADLINE_TOKEN", metavar="KEY", help="The key of a server at http(s)://."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy sessions from one service to another, and compare what arrived.
+
+    Running it again goes on where it broke off; what is there already is only compared.
+    """
+    import asyncio
+
+    from threadline.copying import CopyReport, copy_sessions, service_of
+
+    async def run() -> CopyReport:
+        async with (
+            service_of(source, token=token) as one,
+            service_of(target, token=token, create=True) as other,
+        ):
+            return await copy_sessions(one, other, app_names=app_name, to_app=to_app)
+
+    with _one_message():
+        if "://" in source and not source.startswith(("http:", "https:", "vertex:")):
+            _must_exist(source)
+        report = asyncio.run(run())
+    if as_json:
+        from msgspec import to_builtins
+
+        _print_json(to_builtins(report))
+        return
+    typer.echo(
+        f"{report.sessions:,} sessions, {report.sessions_created:,} of them created: "
+        f"{report.events_added:,} events added, {report.events_present:,} already there"
+    )
+
+
 # -- sessions ---------------------------------------------------------------------------
 
 

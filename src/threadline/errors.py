@@ -13,6 +13,7 @@ ThreadlineError
 │   └── RequestTooLargeError          more bytes than the server takes at once
 ├── UnauthenticatedError              the server knows no such key, or none was sent
 ├── PermissionDeniedError             the server's key does not reach this far
+├── UnsupportedOperationError         this service cannot do it  (NotImplementedError)
 ├── StateSchemaError                  a state write that breaks the schema      (TypeError)
 ├── ReadOnlyStateError                a write to `session.state`                (TypeError)
 ├── DamagedDataError                  stored bytes that cannot be read
@@ -24,6 +25,7 @@ ThreadlineError
     ├── ReadOnlyDatabaseError         the file or its directory cannot be written
     ├── StorageFullError              no room on the disk
     ├── StorageBusyError              locked for longer than the timeout
+    ├── QuotaExceededError            the server took no more requests for now
     ├── StorageUnavailableError       no server answered in time; the outcome is not known
     ├── NewerSchemaError              written by a newer threadline
     ├── OutdatedSchemaError           migrations are due and were not to be run
@@ -119,6 +121,10 @@ class PermissionDeniedError(ThreadlineError):
     """The key is for other apps or users, or may only read."""
 
 
+class UnsupportedOperationError(ThreadlineError, NotImplementedError):
+    """The service keeps its sessions where this cannot be done; the message says what can."""
+
+
 class StateSchemaError(ThreadlineError, TypeError):
     """A state write that breaks the declared schema."""
 
@@ -168,6 +174,10 @@ class StorageFullError(StorageError):
 
 class StorageBusyError(StorageError):
     """The database stayed locked for longer than the timeout; nothing was written."""
+
+
+class QuotaExceededError(StorageError):
+    """The server refused for its quota until no time was left; nothing of the call was written."""
 
 
 class StorageUnavailableError(StorageError):

@@ -288,8 +288,11 @@ class Session(msgspec.Struct, kw_only=True, dict=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether `events` is the whole history up to `revision`, not a part of it."""
-        return len(self.events) == (self.revision or 0)
+        """Whether `events` is the whole history up to `revision`, not a part of it.
+
+        False where a part was read and the service does not know how many there are.
+        """
+        return len(self.events) == self.revision
 
 
 class GetSessionConfig(msgspec.Struct, kw_only=True, frozen=True):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from threadline import codec, wire
 from threadline.canonical import decode, encode
+from threadline.connections import Connections
 from threadline.engines.base import Appended, app_scope, session_key, user_scope
 from threadline.errors import (
     InvalidInputError,
-    MissingExtraError,
     SessionNotFoundError,
     StorageUnavailableError,
 )
@@ -23,8 +22,6 @@ from threadline.store import StoredSessionService, check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    import httpx
 
     from threadline.engines.base import (
         Handle,
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
     )
     from threadline.service import OnStale, Order
 
-KEEP_IDLE_S = 30.0
-"""How long an idle connection is kept; less than the server keeps it, which closes them at 75."""
 BACKOFF_S, BACKOFF_MAX_S = 0.05, 1.0
 
 
@@ -190,23 +185,17 @@ class _Server:
                 f"base_url must begin with http:// or https://, got {base_url!r}."
             )
         self._base_url = base_url.rstrip("/")
-        self._headers = {"content-type": wire.JSON}
+        headers = {"content-type": wire.JSON}
         if token is not None:
-            self._headers["authorization"] = f"Bearer {token}"
-        self._timeout_s = timeout_s
+            headers["authorization"] = f"Bearer {token}"
+        self._connections = Connections(base_url, headers, timeout_s, "remote")
         self._retry_for_s = retry_for_s
-        # A connection belongs to the event loop that made it.
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            weakref.WeakKeyDictionary()
-        )
 
     async def open(self) -> None:
-        self._client()
+        self._connections.client()
 
     async def close(self) -> None:
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        await self._connections.close()
 
     async def create(
         self,
@@ -294,7 +283,7 @@ class _Server:
         """Return the body of the answer, or raise the error that it tells of."""
         import httpx
 
-        client, loop = self._client(), asyncio.get_running_loop()
+        client, loop = self._connections.client(), asyncio.get_running_loop()
         give_up = loop.time() + self._retry_for_s
         not_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         pause_s = BACKOFF_S
@@ -327,25 +316,6 @@ class _Server:
                 raise refusal
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause_s = min(2 * pause_s, BACKOFF_MAX_S)
-
-    def _client(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            try:
-                import httpx
-            except ModuleNotFoundError as error:
-                raise MissingExtraError(
-                    "A remote service needs httpx: pip install 'threadline[remote]'"
-                ) from error
-            client = self._clients[loop] = httpx.AsyncClient(
-                headers=self._headers,
-                timeout=self._timeout_s,
-                # Reading the certificates takes longer than many a call.
-                verify=self._base_url.startswith("https:"),
-                limits=httpx.Limits(keepalive_expiry=KEEP_IDLE_S),
-            )
-        return client
 
 
 def _state(data: bytes) -> dict[str, Any]:

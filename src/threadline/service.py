@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from msgspec import UNSET, UnsetType
+
 from threadline.errors import AlreadyExistsError
 
 if TYPE_CHECKING:
@@ -160,6 +162,39 @@ class BaseSessionService(abc.ABC):
 
         Raises SessionNotFoundError if the session was deleted or has expired.
         """
+
+    async def find_sessions(self, *, app_name: str, session_id: str) -> list[Session]:
+        """Return handles of the app's sessions with this id, one for each user that has one.
+
+        For callers that know an id and not whose it is. They come by user, without state and
+        events, and can be appended to like any other.
+        """
+        listed = await self.list_sessions(app_name=app_name, include_state=False)
+        found = [session for session in listed.sessions if session.id == session_id]
+        return sorted(found, key=lambda session: session.user_id)
+
+    async def list_apps(self) -> list[str]:
+        """Return the names of the apps that have sessions, in order."""
+        raise NotImplementedError(f"{type(self).__name__} cannot list apps.")
+
+    async def update_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        display_name: str | UnsetType | None = UNSET,
+        labels: dict[str, str] | UnsetType | None = UNSET,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | UnsetType | None = UNSET,
+    ) -> Session:
+        """Change a session's title, labels or expiry; return a handle of it without events.
+
+        What is not given stays, and None takes it away: `expire_time=None` is for ever. `ttl`
+        counts from now. Nothing else changes, so no handle becomes stale. Raises
+        SessionNotFoundError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot change a session's labels.")
 
     @abc.abstractmethod
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:

@@ -15,11 +15,13 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from threadline import clock, codec, migrations, state
 from threadline.canonical import decode, dump, encode, is_same
 from threadline.connect import connect
 from threadline.engines.base import (
+    NO_STATE,
     SEQ_MAX,
     Engine,
     EventClashError,
@@ -29,10 +31,12 @@ from threadline.engines.base import (
     NewSession,
     Position,
     Scope,
+    SessionChange,
     SessionQuery,
     SessionStore,
     Window,
     app_scope,
+    check_id,
     session_key,
     user_scope,
 )
@@ -64,13 +68,88 @@ if TYPE_CHECKING:
     from threadline.engines.base import Appended, StateRows
 
 
-class StoredSessionService(BaseSessionService):
-    """What is the same wherever sessions are kept row by row: the handles and their appends."""
+class HandleSessionService(BaseSessionService):
+    """What is the same wherever sessions are kept: appending through a handle."""
 
     def __init__(self, *, on_stale: OnStale, state_schema: type | None) -> None:
         _check_policy(on_stale)
         self._on_stale: OnStale = on_stale
         self.state_schema = state_schema
+
+    # -- events -------------------------------------------------------------------------
+
+    async def append_events(
+        self, session: Session, events: Sequence[Event], *, on_stale: OnStale | None = None
+    ) -> list[Event]:
+        """Store several events in one transaction: all of them, or none."""
+        rebase = (_check_policy(on_stale) if on_stale else self._on_stale) == "rebase"
+        given: list[Event] = []
+        rows: list[NewEvent] = []
+        stored: list[Event] = []
+        for one in events:
+            event = one if isinstance(one, Event) else Event.from_dict(one)
+            given.append(event)
+            if not event.partial:
+                state.check_schema(self.state_schema, event.actions.state_delta)
+                row, clean = codec.event_to_row(event)
+                rows.append(row)
+                stored.append(clean)
+        if not rows:
+            return given
+        if len(rows) > 1 and len({row.id for row in rows}) < len(rows):
+            raise EventConflictError("Two of the events to be appended have the same id.")
+        # Appends through one handle take turns: each needs the revision the last one left.
+        async with turn_of(session):
+            handle = Handle(
+                key=session_key(session.app_name, session.user_id, session.id),
+                revision=_revision(session),
+                incarnation=session.incarnation,
+            )
+            appended = await self._append(session, handle, rows, rebase)
+            for event, seq in zip(stored, appended.seqs, strict=True):
+                codec.set_seq(event, seq)
+            _advance(session, handle.revision, appended, stored)
+            for event in given:
+                temp = state.temp_keys(event.actions.state_delta)
+                if temp and not event.partial:
+                    state.write_through(session.state, temp)
+        if len(stored) == len(given):
+            return stored
+        complete = iter(stored)
+        return [event if event.partial else next(complete) for event in given]
+
+    @abc.abstractmethod
+    async def _store(
+        self, session: Session, handle: Handle, rows: list[NewEvent], rebase: bool
+    ) -> Appended:
+        """Store the rows as `SessionStore.append` does."""
+
+    async def _append(
+        self, session: Session, handle: Handle, rows: list[NewEvent], rebase: bool
+    ) -> Appended:
+        while True:
+            try:
+                return await self._store(session, handle, rows, rebase)
+            except StaleSessionError as error:
+                error.missed = History(error.missed)
+                raise
+            except EventClashError as clash:
+                # The same event may have been written in other words, such as a dict's keys in
+                # another order. Take the stored ones and it is the retry that it is.
+                row = rows[clash.index]
+                mine, theirs = (decode(Event, body) for body in (row.body, clash.stored[1]))
+                if not is_same(dump(mine), dump(theirs)):
+                    raise EventConflictError(
+                        f"The session {handle.key.id!r} already holds an event with the id "
+                        f"{row.id!r} and other content, at seq {clash.stored[0]}. A retry must "
+                        "send the same event; a new event needs a new id.",
+                        stored=codec.row_to_event(clash.stored),
+                    ) from None
+                rows[clash.index] = msgspec.structs.replace(row, body=clash.stored[1])
+
+
+class StoredSessionService(HandleSessionService):
+    """What is the same wherever sessions are kept row by row: in a database, or behind a server."""
 
     @abc.abstractmethod
     async def _ready(self) -> SessionStore:
@@ -97,9 +176,9 @@ class StoredSessionService(BaseSessionService):
         new = NewSession(
             key=key,
             created=now,
-            expires=_expiry(now, ttl, expire_time),
+            expires=expiry(now, ttl, expire_time),
             display_name=_checked_text("display_name", display_name),
-            labels=_encoded_labels(labels),
+            labels=encoded_labels(labels),
         )
         store = await self._ready()
         created = await store.create(new, rows, now=now)
@@ -133,75 +212,21 @@ class StoredSessionService(BaseSessionService):
 
     # -- events -------------------------------------------------------------------------
 
-    async def append_events(
-        self, session: Session, events: Sequence[Event], *, on_stale: OnStale | None = None
-    ) -> list[Event]:
-        """Store several events in one transaction: all of them, or none."""
-        rebase = (_check_policy(on_stale) if on_stale else self._on_stale) == "rebase"
-        given: list[Event] = []
-        rows: list[NewEvent] = []
-        stored: list[Event] = []
-        for one in events:
-            event = one if isinstance(one, Event) else Event.from_dict(one)
-            given.append(event)
-            if not event.partial:
-                state.check_schema(self.state_schema, event.actions.state_delta)
-                row, clean = codec.event_to_row(event)
-                rows.append(row)
-                stored.append(clean)
-        if not rows:
-            return given
-        if len(rows) > 1 and len({row.id for row in rows}) < len(rows):
-            raise EventConflictError("Two of the events to be appended have the same id.")
-        store = await self._ready()
-        # Appends through one handle take turns: each needs the revision the last one left.
-        async with _lock(session):
-            handle = Handle(
-                key=session_key(session.app_name, session.user_id, session.id),
-                revision=_revision(session),
-                incarnation=session.incarnation,
-            )
-            appended = await self._append(store, handle, rows, rebase)
-            for event, seq in zip(stored, appended.seqs, strict=True):
-                codec.set_seq(event, seq)
-            _advance(session, handle.revision, appended, stored)
-            for event in given:
-                temp = state.temp_keys(event.actions.state_delta)
-                if temp and not event.partial:
-                    state.write_through(session.state, temp)
-        if len(stored) == len(given):
-            return stored
-        complete = iter(stored)
-        return [event if event.partial else next(complete) for event in given]
-
-    async def _append(
-        self, store: SessionStore, handle: Handle, rows: list[NewEvent], rebase: bool
+    async def _store(
+        self,
+        session: Session,  # noqa: ARG002 - the handle says all that a store asks
+        handle: Handle,
+        rows: list[NewEvent],
+        rebase: bool,
     ) -> Appended:
-        while True:
-            try:
-                return await store.append(handle, rows, rebase=rebase, now=clock.now())
-            except StaleSessionError as error:
-                error.missed = History(error.missed)
-                raise
-            except EventClashError as clash:
-                # The same event may have been written in other words, such as a dict's keys in
-                # another order. Take the stored ones and it is the retry that it is.
-                row = rows[clash.index]
-                mine, theirs = (decode(Event, body) for body in (row.body, clash.stored[1]))
-                if not is_same(dump(mine), dump(theirs)):
-                    raise EventConflictError(
-                        f"The session {handle.key.id!r} already holds an event with the id "
-                        f"{row.id!r} and other content, at seq {clash.stored[0]}. A retry must "
-                        "send the same event; a new event needs a new id.",
-                        stored=codec.row_to_event(clash.stored),
-                    ) from None
-                rows[clash.index] = msgspec.structs.replace(row, body=clash.stored[1])
+        store = await self._ready()
+        return await store.append(handle, rows, rebase=rebase, now=clock.now())
 
     async def refresh(self, session: Session) -> Session:
         """Bring a handle up to date, reading only the events it has not seen; return it."""
         key = session_key(session.app_name, session.user_id, session.id)
         store = await self._ready()
-        async with _lock(session):
+        async with turn_of(session):
             window = Window(after_seq=_revision(session))
             found = await store.load(key, window, now=clock.now())
             if found is None or session.incarnation not in (None, found.session.incarnation):
@@ -209,11 +234,7 @@ class StoredSessionService(BaseSessionService):
             fresh = codec.row_to_session(
                 found.session, found.state, _grown(session.events, found.events)
             )
-            # In place: whoever holds the state, such as a runner's context, sees the new one.
-            temp = state.temp_keys(session.state)
-            fresh.state = state.replaced(session.state, {**fresh.state, **temp})
-            for field in fresh.__struct_fields__:
-                setattr(session, field, getattr(fresh, field))
+            bring_up_to_date(session, fresh)
         return session
 
     # -- state --------------------------------------------------------------------------
@@ -305,6 +326,53 @@ class EngineSessionService(StoredSessionService):
             sessions=sessions, next_cursor=_position_to_cursor(place, asked)
         )
 
+    async def find_sessions(self, *, app_name: str, session_id: str) -> list[Session]:
+        """Return handles of the app's sessions with this id, one for each user that has one."""
+        check_id("session_id", session_id)
+        app_key = app_scope(app_name).owner
+        rows = await (await self._ready()).find(app_key, session_id, now=clock.now())
+        return [
+            codec.row_to_session(row, NO_STATE, History())
+            for row in sorted(rows, key=lambda row: row.user)
+        ]
+
+    async def list_apps(self) -> list[str]:
+        """Return the names of the apps that have sessions, in order."""
+        return await (await self._ready()).apps()
+
+    async def update_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        display_name: str | UnsetType | None = UNSET,
+        labels: dict[str, str] | UnsetType | None = UNSET,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | UnsetType | None = UNSET,
+    ) -> Session:
+        """Change a session's title, labels or expiry; return a handle of it without events."""
+        now = clock.now()
+        key = session_key(app_name, user_id, session_id)
+        if ttl is not None and expire_time is not UNSET:
+            raise InvalidInputError("Give ttl or expire_time, not both.")
+        is_timed = ttl is not None or expire_time is not UNSET
+        change = SessionChange(
+            display_name=UNSET
+            if display_name is UNSET
+            else _checked_text("display_name", display_name),
+            labels=UNSET if labels is UNSET else encoded_labels(labels),
+            expires=expiry(now, ttl, None if expire_time is UNSET else expire_time)
+            if is_timed
+            else UNSET,
+        )
+        engine = await self._ready()
+        if await engine.describe(key, change, now=now):
+            found = await engine.load(key, Window(limit=0), now=now)
+            if found is not None:
+                return codec.row_to_session(found.session, found.state, History())
+        raise SessionNotFoundError(f"The session {session_id!r} does not exist.")
+
     async def list_events(
         self,
         *,
@@ -319,8 +387,8 @@ class EngineSessionService(StoredSessionService):
         """Return a page of events with `after_seq < seq < before_seq`."""
         check_positive("limit", limit)
         window = Window(
-            after_seq=_checked_seq("after_seq", after_seq) or 0,
-            before_seq=_checked_seq("before_seq", before_seq),
+            after_seq=check_seq("after_seq", after_seq) or 0,
+            before_seq=check_seq("before_seq", before_seq),
             limit=limit + 1,
             newest=reverse,
         )
@@ -440,13 +508,21 @@ class DatabaseSessionService(EngineSessionService):
 # -- handles ----------------------------------------------------------------------------
 
 
-def _lock(session: Session) -> asyncio.Lock:
+def turn_of(session: Session) -> asyncio.Lock:
     """Return the handle's lock; it is no field, so it is neither compared nor shown."""
     attributes = vars(session)
     lock: asyncio.Lock | None = attributes.get("lock")
     if lock is None:
         lock = attributes["lock"] = asyncio.Lock()
     return lock
+
+
+def bring_up_to_date(session: Session, fresh: Session) -> None:
+    """Give a handle what a new one has, in place: whoever holds the state sees the new one."""
+    temp = state.temp_keys(session.state)
+    fresh.state = state.replaced(session.state, {**fresh.state, **temp})
+    for field in fresh.__struct_fields__:
+        setattr(session, field, getattr(fresh, field))
 
 
 def _revision(session: Session) -> int:
@@ -512,7 +588,7 @@ def check_positive(name: str, value: int) -> None:
         raise InvalidInputError(f"{name} must be an integer from 1 to {SEQ_MAX}, got {value!r}.")
 
 
-def _checked_seq(name: str, value: int | None) -> int | None:
+def check_seq(name: str, value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or not 0 <= value <= SEQ_MAX):
         raise InvalidInputError(
             f"{name} must be None or an integer from 0 to {SEQ_MAX}, got {value!r}."
@@ -530,9 +606,11 @@ def _checked_text(name: str, value: str | None) -> str | None:
     return value
 
 
-def _encoded_labels(labels: dict[str, str] | None) -> str | None:
+def encoded_labels(labels: dict[str, str] | None) -> str | None:
     if not labels:
         return None
+    if not isinstance(labels, dict):
+        raise InvalidInputError(f"labels map strings to strings, got {labels!r}.")
     for key, value in labels.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidInputError(f"labels map strings to strings, got {key!r}: {value!r}.")
@@ -540,7 +618,7 @@ def _encoded_labels(labels: dict[str, str] | None) -> str | None:
     return msgspec.json.encode(labels).decode()
 
 
-def _expiry(
+def expiry(
     now: float,
     ttl: float | dt.timedelta | None,
     expire_time: float | dt.datetime | None,

@@ -12,14 +12,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from msgspec import UNSET, UnsetType
+
 from threadline import remote, service, store
 from threadline.blocking import call
+from threadline.vertex import service as vertex
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     import asyncpg
+    from google.auth.credentials import Credentials
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     # The rest of the catalogue, for type checkers; at run time it comes by `__getattr__`.
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from threadline import OutdatedSchemaError as OutdatedSchemaError
     from threadline import Part as Part
     from threadline import PermissionDeniedError as PermissionDeniedError
+    from threadline import QuotaExceededError as QuotaExceededError
     from threadline import ReadOnlyDatabaseError as ReadOnlyDatabaseError
     from threadline import ReadOnlyStateError as ReadOnlyStateError
     from threadline import RequestTooLargeError as RequestTooLargeError
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
     from threadline import Transcription as Transcription
     from threadline import UiWidget as UiWidget
     from threadline import UnauthenticatedError as UnauthenticatedError
+    from threadline import UnsupportedOperationError as UnsupportedOperationError
     from threadline import UnsupportedUrlError as UnsupportedUrlError
     from threadline import UnsupportedValueError as UnsupportedValueError
     from threadline import UsageMetadata as UsageMetadata
@@ -218,6 +224,38 @@ class BaseSessionService:
         """Bring a handle up to date, reading only the events it has not seen; return it."""
         return call(self.asynchronous.refresh(session))
 
+    def find_sessions(self, *, app_name: str, session_id: str) -> list[Session]:
+        """Return handles of the app's sessions with this id, one for each user that has one."""
+        return call(self.asynchronous.find_sessions(app_name=app_name, session_id=session_id))
+
+    def list_apps(self) -> list[str]:
+        """Return the names of the apps that have sessions, in order."""
+        return call(self.asynchronous.list_apps())
+
+    def update_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        display_name: str | UnsetType | None = UNSET,
+        labels: dict[str, str] | UnsetType | None = UNSET,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | UnsetType | None = UNSET,
+    ) -> Session:
+        """Change a session's title, labels or expiry; return a handle of it without events."""
+        return call(
+            self.asynchronous.update_session(
+                app_name=app_name,
+                user_id=user_id,
+                session_id=session_id,
+                display_name=display_name,
+                labels=labels,
+                ttl=ttl,
+                expire_time=expire_time,
+            )
+        )
+
     def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session, its events and its state; a missing one is no error."""
         call(
@@ -360,6 +398,33 @@ class RemoteSessionService(BaseSessionService):
             token=token,
             on_stale=on_stale,
             state_schema=state_schema,
+            timeout_s=timeout_s,
+            retry_for_s=retry_for_s,
+        )
+
+
+class VertexAiSessionService(BaseSessionService):
+    """Sessions of Vertex AI Agent Engine, or of a server that speaks its API."""
+
+    def __init__(
+        self,
+        project: str | None = None,
+        location: str | None = None,
+        agent_engine_id: str | None = None,
+        *,
+        express_mode_api_key: str | None = None,
+        base_url: str | None = None,
+        credentials: Credentials | None = None,
+        timeout_s: float = 30.0,
+        retry_for_s: float = 10.0,
+    ) -> None:
+        self.asynchronous = vertex.VertexAiSessionService(
+            project,
+            location,
+            agent_engine_id,
+            express_mode_api_key=express_mode_api_key,
+            base_url=base_url,
+            credentials=credentials,
             timeout_s=timeout_s,
             retry_for_s=retry_for_s,
         )

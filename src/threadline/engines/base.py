@@ -166,6 +166,22 @@ class SessionQuery(msgspec.Struct, frozen=True):
     state: bool = True
 
 
+class SessionChange(msgspec.Struct, frozen=True):
+    """What of a session's row is to be changed; what is UNSET stays."""
+
+    display_name: str | msgspec.UnsetType | None = msgspec.UNSET
+    labels: str | msgspec.UnsetType | None = msgspec.UNSET
+    expires: float | msgspec.UnsetType | None = msgspec.UNSET
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Each column, None where it stays, and beside it whether it is set."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            name: None if value is msgspec.UNSET else value for name, value in given.items()
+        } | {f"sets_{name}": value is not msgspec.UNSET for name, value in given.items()}
+
+
 class EventClashError(Exception):
     """An event id is stored with another body; the service decides whether it says the same."""
 
@@ -234,6 +250,15 @@ class Engine(SessionStore, Protocol):
         self, query: SessionQuery, *, now: float
     ) -> list[tuple[SessionRow, StateRows]]:
         """Read a page of sessions, each with its state of all scopes if asked for."""
+
+    async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
+        """Read the sessions of an app that have this id, one for each user, in any order."""
+
+    async def apps(self) -> list[str]:
+        """Read which apps have sessions, in order, at a cost that does not grow with those."""
+
+    async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
+        """Change a session's title, labels and expiry; tell whether it was there."""
 
 
 class Migration(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Handle,
         NewEvent,
         NewSession,
+        SessionChange,
         SessionKey,
         SessionQuery,
         Window,
@@ -186,6 +187,34 @@ class MemoryEngine:
                 (thread.row, self._merged(thread.key) if query.state else NO_STATE)
                 for thread in page[: query.limit]
             ]
+
+    async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
+        """Read the sessions of an app that have this id, one for each user, in any order."""
+        with self._lock:
+            return [
+                thread.row
+                for thread in self._threads.values()
+                if (thread.key.app_key, thread.key.id) == (app_key, id)
+                and not is_expired(thread.row, now)
+            ]
+
+    async def apps(self) -> list[str]:
+        """Read which apps have sessions, in order."""
+        with self._lock:
+            return sorted({thread.key.app for thread in self._threads.values()})
+
+    async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
+        """Change a session's title, labels and expiry; tell whether it was there."""
+        with self._lock:
+            thread = self._find(key, now)
+            if thread is not None:
+                given = {
+                    name: value
+                    for name, value in msgspec.structs.asdict(change).items()
+                    if value is not msgspec.UNSET
+                }
+                thread.row = msgspec.structs.replace(thread.row, **given)
+            return thread is not None
 
     async def delete(self, key: SessionKey) -> bool:
         """Remove a session, its events and its state; tell whether it was there."""

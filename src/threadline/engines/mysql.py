@@ -27,6 +27,7 @@ from threadline.engines.base import (
     Snapshot,
     StateRows,
     Window,
+    digest,
     is_expired,
     session_row,
 )
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         NewEvent,
         NewSession,
         Scope,
+        SessionChange,
         SessionKey,
         SessionQuery,
     )
@@ -406,6 +408,51 @@ class MysqlEngine:
                 )
                 for *row, owner, session in found
             ]
+
+        return await self._desks.here().run(work)
+
+    async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
+        """Read the sessions of an app that have this id, one for each user, in any order."""
+        select = bind(
+            self._sql["select_by_id"], app_key=app_key, session=digest(id), id=id, now=now
+        )
+
+        async def work(db: Connection) -> list[SessionRow]:
+            (found,) = await db.fetch(select)
+            return [session_row(row) for row in found]
+
+        return await self._desks.here().run(work)
+
+    async def apps(self) -> list[str]:
+        """Read which apps have sessions, in order, at a cost that does not grow with those."""
+
+        async def work(db: Connection) -> list[str]:
+            apps: list[str] = []
+            after = b""
+            while True:
+                (found,) = await db.fetch(bind(self._sql["select_next_app"], after=after))
+                if not found:
+                    return sorted(apps)
+                ((after, app),) = found
+                apps.append(app.decode())
+
+        return await self._desks.here().run(work)
+
+    async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
+        """Change a session's title, labels and expiry; tell whether it was there."""
+        sql = self._sql
+        place = {"owner": key.owner, "session": key.session}
+        update = bind(sql["describe_session"], **place, **change.values)
+
+        async def work(db: Connection) -> bool:
+            # Rows that are equal already do not count as affected, so the row is looked at first.
+            (found,) = await db.fetch(sql["begin"], bind(sql["lock_session"], **place))
+            row = checked(key, found)
+            if row is None or is_expired(row, now):
+                await db.execute(sql["rollback"])
+                return False
+            await db.execute(update, sql["commit"])
+            return True
 
         return await self._desks.here().run(work)
 

@@ -163,6 +163,25 @@ SELECT {columns}
  ORDER BY {time} {direction}, id {direction}
  LIMIT %(limit)s
 
+-- name: select_by_id
+-- Whoever knows an id and not whose it is; as a rule there is one.
+SELECT app, user, id, incarnation, revision, created, updated, expires, display_name, labels
+  FROM threadline_session
+ WHERE app_key = %(app_key)s AND session = %(session)s AND id = %(id)s
+   AND (expires IS NULL OR expires > %(now)s)
+
+-- name: select_next_app
+-- One step through the index by app, from one app to the next.
+SELECT app_key, app FROM threadline_session WHERE app_key > %(after)s ORDER BY app_key LIMIT 1
+
+-- name: describe_session
+-- What is not set stays. No event, so neither the revision nor the time changes.
+UPDATE threadline_session
+   SET display_name = IF(%(sets_display_name)s, %(display_name)s, display_name),
+       labels = IF(%(sets_labels)s, %(labels)s, labels),
+       expires = IF(%(sets_expires)s, %(expires)s, expires)
+ WHERE owner = %(owner)s AND session = %(session)s
+
 -- name: select_state_of_sessions
 -- The own state of each session of a page, which {page} reads again in the same snapshot. The
 -- order and the index are given, since nobody knows beforehand how few rows a page has.

@@ -22,6 +22,7 @@ from threadline.engines.base import (
     Snapshot,
     StateRows,
     check_row,
+    digest,
     is_expired,
     quoted,
     session_row,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         Migration,
         NewEvent,
         NewSession,
+        SessionChange,
         SessionKey,
         SessionQuery,
         Window,
@@ -467,6 +469,31 @@ class PostgresEngine:
             )
             for owner, session, row in page
         ]
+
+    async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
+        """Read the sessions of an app that have this id, one for each user, in any order."""
+        where = (app_key, digest(id), id.encode(), now)
+        found = await self._desks.here().run(lambda db: db.fetch(self._sql["select_by_id"], *where))
+        return [session_row(row) for row in found]
+
+    async def apps(self) -> list[str]:
+        """Read which apps have sessions, in order, at a cost that does not grow with those."""
+        found = await self._desks.here().run(lambda db: db.fetch(self._sql["select_apps"]))
+        return sorted(app.decode() for (app,) in found)
+
+    async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
+        """Change a session's title, labels and expiry; tell whether it was there."""
+        new = change.values
+        values = (
+            *(key.owner, key.session, now),
+            *(new["sets_display_name"], _encoded(new["display_name"])),
+            *(new["sets_labels"], _encoded(new["labels"])),
+            *(new["sets_expires"], new["expires"]),
+        )
+        done = await self._desks.here().run(
+            lambda db: db.fetchval(self._sql["describe_session"], *values)
+        )
+        return done is not None
 
     async def delete(self, key: SessionKey) -> bool:
         """Remove a session, its events and its state; tell whether it was there."""

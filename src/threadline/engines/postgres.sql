@@ -234,6 +234,34 @@ SELECT 3, t.key, t.value, page.owner, page.session,
         WHERE s.owner = page.owner AND s.session = page.session OFFSET 0) AS t
  WHERE $8
 
+-- name: select_by_id
+-- Whoever knows an id and not whose it is; as a rule there is one.
+SELECT app, "user", id, incarnation, revision, created, updated, expires, display_name, labels
+  FROM {schema}.threadline_session
+ WHERE app_key = $1 AND session = $2 AND id = $3 AND (expires IS NULL OR expires > $4)
+
+-- name: select_apps
+-- From one app to the next through the index by app, one look-up for each.
+WITH RECURSIVE step AS (
+    (SELECT app_key, app FROM {schema}.threadline_session ORDER BY app_key LIMIT 1)
+     UNION ALL
+    SELECT next.app_key, next.app
+      FROM step
+     CROSS JOIN LATERAL (
+           SELECT app_key, app FROM {schema}.threadline_session AS s
+            WHERE s.app_key > step.app_key ORDER BY s.app_key LIMIT 1) AS next
+)
+SELECT app FROM step
+
+-- name: describe_session
+-- What is not set stays. No event, so neither the revision nor the time changes.
+UPDATE {schema}.threadline_session
+   SET display_name = CASE WHEN $4 THEN $5::bytea ELSE display_name END,
+       labels = CASE WHEN $6 THEN $7::bytea ELSE labels END,
+       expires = CASE WHEN $8 THEN $9::double precision ELSE expires END
+ WHERE owner = $1 AND session = $2 AND (expires IS NULL OR expires > $3)
+RETURNING 1
+
 -- name: select_state
 -- One scope's keys: the primary key's first two columns.
 SELECT key, value FROM {schema}.threadline_state WHERE owner = $1 AND session = $2

@@ -13,6 +13,9 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec import UNSET
+from msgspec.structs import asdict
+
 from threadline.errors import StorageError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
         NewEvent,
         NewSession,
         Scope,
+        SessionChange,
         SessionKey,
         SessionQuery,
         SessionRow,
@@ -44,7 +48,7 @@ REST_S = 5.0
 class _Written:
     """What was written of a scope, and is to be seen where a replica is to be believed."""
 
-    __slots__ = ("app_key", "incarnation", "is_deleted", "revision", "state", "version")
+    __slots__ = ("app_key", "columns", "incarnation", "is_deleted", "revision", "state", "version")
 
     def __init__(self, app_key: bytes | None) -> None:
         self.app_key = app_key
@@ -52,6 +56,8 @@ class _Written:
         self.revision = 0
         self.is_deleted = False
         self.state: dict[str, bytes | None] = {}
+        self.columns: dict[str, Any] = {}
+        """What of a session's row was changed without an event."""
         self.version = 0
         """How often it was written, to notice a write that came during a read."""
 
@@ -63,7 +69,16 @@ class _Written:
             self.incarnation not in (None, session.incarnation) or session.revision < self.revision
         ):
             return False
+        if session is not None and any(
+            getattr(session, name) != value for name, value in self.columns.items()
+        ):
+            return False
         return state is None or all(state.get(name) == value for name, value in self.state.items())
+
+    def forget(self) -> None:
+        """Expect nothing more of a session that is gone."""
+        self.state.clear()
+        self.columns.clear()
 
 
 class ReplicaEngine:
@@ -139,7 +154,18 @@ class ReplicaEngine:
         with self._lock:
             written = self._note(key.scopes[2], key.app_key)
             written.is_deleted = True
-            written.state.clear()
+            written.forget()
+        return was_there
+
+    async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
+        """Change a session's title, labels and expiry; tell whether it was there."""
+        was_there = await self._primary.describe(key, change, now=now)
+        if was_there:
+            with self._lock:
+                written = self._note(key.scopes[2], key.app_key)
+                written.columns.update(
+                    {name: value for name, value in asdict(change).items() if value is not UNSET}
+                )
         return was_there
 
     def _note_session(
@@ -149,7 +175,7 @@ class ReplicaEngine:
             written = self._note(key.scopes[2], key.app_key)
             if written.is_deleted or written.incarnation not in (None, incarnation):
                 written.is_deleted, written.revision = False, 0
-                written.state.clear()
+                written.forget()
             written.incarnation = incarnation
             written.revision = max(written.revision, revision)
             for state in states:
@@ -189,6 +215,17 @@ class ReplicaEngine:
         if found is not None and state:
             self._expect(before, dict(zip(key.scopes, found.state, strict=True)), found.session)
         return found
+
+    async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
+        """Read the sessions of an app that have this id, from where they are written.
+
+        What a replica lacks cannot be seen in it, and who asks wants to know whether it is free.
+        """
+        return await self._primary.find(app_key, id, now=now)
+
+    async def apps(self) -> list[str]:
+        """Read which apps have sessions, from where they are written."""
+        return await self._primary.apps()
 
     async def state(self, scope: Scope) -> Mapping[str, bytes]:
         """Read a user's or an app's state."""
@@ -259,3 +296,4 @@ class ReplicaEngine:
                 if session is not None and scope.session:
                     written.is_deleted = False
                     written.incarnation, written.revision = session.incarnation, session.revision
+                    written.columns = {name: getattr(session, name) for name in written.columns}

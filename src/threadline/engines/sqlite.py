@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Migration,
         NewEvent,
         NewSession,
+        SessionChange,
         SessionKey,
         SessionQuery,
     )
@@ -310,6 +311,32 @@ class SqliteEngine:
             return page
 
         return await self._read(work)
+
+    async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
+        """Read the sessions of an app that have this id, one for each user, in any order."""
+        where = (app_key, digest(id), id, now)
+        found = await self._read(lambda db: db.execute(SQL["select_by_id"], where).fetchall())
+        return [SessionRow(*row) for row in found]
+
+    async def apps(self) -> list[str]:
+        """Read which apps have sessions, in order, at a cost that does not grow with those."""
+
+        def work(db: sqlite3.Connection) -> list[str]:
+            apps, after = [], b""
+            while found := db.execute(SQL["select_next_app"], (after,)).fetchone():
+                after, app = found
+                apps.append(app)
+            return sorted(apps)
+
+        return await self._read(work)
+
+    async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
+        """Change a session's title, labels and expiry; tell whether it was there."""
+        place = {"owner": key.owner, "session": key.session, "now": now}
+        values = {**change.values, **place}
+        return await self._write(
+            lambda db: db.execute(SQL["describe_session"], values).rowcount == 1
+        )
 
     async def delete(self, key: SessionKey) -> bool:
         """Remove a session, its events and its state; tell whether it was there."""

@@ -77,6 +77,24 @@ SELECT app, user, id, no, revision, created, updated, expires, display_name, lab
  ORDER BY {time} {direction}, user {direction}, id {direction}
  LIMIT :limit
 
+-- name: select_by_id
+-- Whoever knows an id and not whose it is; as a rule there is one.
+SELECT app, user, id, no, revision, created, updated, expires, display_name, labels
+  FROM threadline_session
+ WHERE app_key = ? AND session = ? AND id = ? AND (expires IS NULL OR expires > ?)
+
+-- name: select_next_app
+-- One step through the index by app, from one app to the next.
+SELECT app_key, app FROM threadline_session WHERE app_key > ? ORDER BY app_key LIMIT 1
+
+-- name: describe_session
+-- What is not set stays. No event, so neither the revision nor the time changes.
+UPDATE threadline_session
+   SET display_name = iif(:sets_display_name, :display_name, display_name),
+       labels = iif(:sets_labels, :labels, labels),
+       expires = iif(:sets_expires, :expires, expires)
+ WHERE owner = :owner AND session = :session AND (expires IS NULL OR expires > :now)
+
 -- name: delete_events
 -- All of a session: one range of the primary key.
 DELETE FROM threadline_event WHERE place > ? AND place < ?

@@ -60,6 +60,24 @@ def authorize(
     connection.scope[ACCESS] = Access(grant, app, user, write)
 
 
+def authorize_part(connection: HTTPConnection, *, app: str | None, write: bool) -> Grant:
+    """Authorize for what the key may see of an app, or of all apps; return its grant.
+
+    For handlers that do not know yet whose sessions they will find: they pass on nothing of
+    other apps and users than the grant's, and call `authorize` once they know.
+    """
+    grant = connection.scope.get(GRANT)
+    users = grant.users if isinstance(grant, Grant) else None
+    apps = grant.apps if isinstance(grant, Grant) and app is None else None
+    authorize(
+        connection,
+        app=min(apps) if apps else app,
+        user=min(users) if users else None,
+        write=write,
+    )
+    return connection.scope[ACCESS].grant  # type: ignore[no-any-return]
+
+
 def open_to_all(connection: HTTPConnection) -> None:
     """Say of a route, such as the health check, that it touches nobody's sessions."""
     connection.scope[ACCESS] = Access(Grant(""), None, None, write=False)

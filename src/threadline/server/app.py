@@ -18,7 +18,7 @@ from starlette.routing import Route
 import threadline
 from threadline import wire
 from threadline.errors import ThreadlineError, UnauthenticatedError
-from threadline.server import metrics, openapi
+from threadline.server import adk_routes, metrics, openapi, vertex_routes
 from threadline.server.access import authorize, open_to_all
 from threadline.server.auth import Authentication, loopback_only
 from threadline.server.layers import BodyLimit, Compression, Observation
@@ -70,7 +70,12 @@ def create_app(
         expose_headers=["ETag", "Location"],
     )
     app = Starlette(
-        routes=[*routes(service, tails), *_own_routes(service, tails, numbers)],
+        routes=[
+            *routes(service, tails),
+            *vertex_routes.routes(service),
+            *adk_routes.routes(service),
+            *_own_routes(service, tails, numbers),
+        ],
         lifespan=lifespan,
         middleware=[
             Middleware(EncodedPath),

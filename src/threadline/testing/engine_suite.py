@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import msgspec
 import pytest
 
 from threadline.engines.base import (
@@ -20,6 +21,7 @@ from threadline.engines.base import (
     NewSession,
     Position,
     Scope,
+    SessionChange,
     SessionKey,
     SessionQuery,
     StateRows,
@@ -256,6 +258,66 @@ class EngineSuite:
             query = SessionQuery(app_key=KEY.app_key, after=after, descending=descending)
             page = await engine.sessions(query, now=1)
             assert [(row.user, row.id) for row, _ in page] == expected
+
+    async def test_find_reads_who_has_a_session_with_an_id(self, engine: Engine) -> None:
+        await prepared(engine)
+        for app, user, id in (
+            *(("app", "b", "x"), ("app", "a", "x"), ("app", "a", "X"), ("other", "a", "x")),
+        ):
+            key = session_key(app, user, id)
+            await engine.create(NewSession(key=key, created=1.0), NO_STATE, now=1)
+        gone = NewSession(key=session_key("app", "c", "x"), created=1.0, expires=2.0)
+        await engine.create(gone, NO_STATE, now=1)
+        found = await engine.find(KEY.app_key, "x", now=2)
+        assert sorted((row.app, row.user, row.id) for row in found) == [
+            ("app", "a", "x"),
+            ("app", "b", "x"),
+        ]
+
+    async def test_find_reads_the_row_that_load_reads(self, engine: Engine) -> None:
+        handle = await created(engine)
+        await engine.append(handle, [event()], rebase=False, now=1)
+        loaded = await engine.load(KEY, Window(), now=1)
+        assert loaded is not None
+        assert await engine.find(KEY.app_key, KEY.id, now=1) == [loaded.session]
+
+    async def test_apps_come_once_and_in_order(self, engine: Engine) -> None:
+        await prepared(engine)
+        assert await engine.apps() == []
+        for app, user in (("b", "u"), ("a", "u"), ("b", "v"), ("é", "u")):
+            key = session_key(app, user, "s")
+            await engine.create(NewSession(key=key, created=1.0), NO_STATE, now=1)
+        assert await engine.apps() == ["a", "b", "é"]
+
+    async def test_describe_changes_what_is_set_and_nothing_else(self, engine: Engine) -> None:
+        await prepared(engine)
+        new = NewSession(key=KEY, created=1.0, expires=9.0, display_name="d", labels='{"a":"b"}')
+        before = (await engine.create(new, NO_STATE, now=1)).session
+        for change in (
+            SessionChange(display_name="e"),
+            SessionChange(labels='{"c":"d"}', expires=None),
+            SessionChange(display_name=None, labels=None, expires=7.5),
+            SessionChange(),
+        ):
+            assert await engine.describe(KEY, change, now=1)
+            given = {
+                name: value
+                for name, value in msgspec.structs.asdict(change).items()
+                if value is not msgspec.UNSET
+            }
+            before = msgspec.structs.replace(before, **given)
+            loaded = await engine.load(KEY, Window(), now=1)
+            assert loaded is not None
+            assert loaded.session == before
+
+    async def test_describe_tells_that_a_session_is_missing_or_expired(
+        self, engine: Engine
+    ) -> None:
+        await prepared(engine)
+        change = SessionChange(display_name="e")
+        assert not await engine.describe(KEY, change, now=1)
+        await engine.create(NewSession(key=KEY, created=1.0, expires=2.0), NO_STATE, now=1)
+        assert not await engine.describe(KEY, change, now=2)
 
     async def test_open_and_close_can_be_repeated(self, engine: Engine) -> None:
         handle = await created(engine)

@@ -957,6 +957,23 @@ class ServiceSuite:
             with pytest.raises(SessionNotFoundError):
                 await service.append_event(session, say())
 
+    async def test_find_sessions_finds_each_user_that_has_the_id(
+        self, service: BaseSessionService
+    ) -> None:
+        for user, id in (("b", "s"), ("a", "s"), ("a", "other")):
+            await service.create_session(app_name="app", user_id=user, session_id=id)
+        found = await service.find_sessions(app_name="app", session_id="s")
+        assert [(session.user_id, session.id) for session in found] == [("a", "s"), ("b", "s")]
+        assert await service.find_sessions(app_name="other", session_id="s") == []
+
+    async def test_a_session_that_was_found_can_be_appended_to(
+        self, service: BaseSessionService
+    ) -> None:
+        made = await service.create_session(**IDS, session_id="s")
+        await service.append_event(made, say("one"))
+        (found,) = await service.find_sessions(app_name=IDS["app_name"], session_id="s")
+        assert (await service.append_event(found, say("two"))).seq == 2
+
     async def test_ttl_and_expire_time_are_checked(self, service: BaseSessionService) -> None:
         for wrong in (
             {"ttl": 1, "expire_time": 1}, {"ttl": 0}, {"ttl": -1}, {"ttl": float("nan")},

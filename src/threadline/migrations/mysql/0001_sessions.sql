@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS threadline_session (
     display_name LONGBLOB       NULL,
     labels       LONGBLOB       NULL,
     PRIMARY KEY (owner, session),
+    KEY of_app_by_id (app_key, session),
     KEY of_user_by_updated (owner, updated, id),
     KEY of_user_by_created (owner, created, id),
     KEY of_app_by_updated (app_key, updated, user, id),

@@ -28,6 +28,7 @@ CREATE TABLE {schema}.threadline_session (
     labels       bytea,
     PRIMARY KEY (owner, session)
 ) WITH (fillfactor = 80);
+CREATE INDEX threadline_session_of_app_by_id ON {schema}.threadline_session (app_key, session);
 CREATE INDEX threadline_session_by_updated ON {schema}.threadline_session (app_key, updated_slot);
 CREATE INDEX threadline_session_of_user_by_updated
     ON {schema}.threadline_session (owner, updated_slot);

@@ -23,6 +23,7 @@ CREATE TABLE threadline_session (
     labels       TEXT
 );
 CREATE UNIQUE INDEX threadline_session_by_id ON threadline_session (owner, session);
+CREATE INDEX threadline_session_of_app_by_id ON threadline_session (app_key, session);
 CREATE INDEX threadline_session_by_updated ON threadline_session (app_key, updated);
 CREATE INDEX threadline_session_of_user_by_updated ON threadline_session (owner, updated);
 CREATE INDEX threadline_session_by_created ON threadline_session (app_key, created);

@@ -1,0 +1,302 @@
+"""The session routes of ADK's `api_server`, so that its web UI can browse what is stored.
+
+Paths, bodies and answers are those of google-adk 2.13. Agents are not run here: `/run`,
+`/run_sse` and what the UI shows of an agent's code are not served.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+import threadline
+from threadline.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    RequestTooLargeError,
+    SessionNotFoundError,
+    ThreadlineError,
+)
+from threadline.models import Event, EventActions, Session
+from threadline.server import paths as paths  # registers the convertor `id`
+from threadline.server.access import authorize, authorize_part, open_to_all
+from threadline.vertex import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+
+    from threadline.service import BaseSessionService
+
+    Handler = Callable[[Request], Awaitable[Any]]
+
+_EVAL_PREFIXES = ("adk-eval-session-", "___eval___session___")
+_INTERNAL_PREFIX = "__adk_internal_"
+_OPTIONS = frozenset({"ttl", "expire_time", "display_name", "labels"})
+_PROTOCOL_FUNCTIONS = frozenset(
+    {"adk_request_credential", "adk_request_confirmation", "adk_request_input"}
+)
+
+
+def routes(service: BaseSessionService) -> list[BaseRoute]:
+    """Return the routes that ADK's web UI needs to list, show, make, change and delete sessions."""
+    api = _Api(service)
+    sessions = "/apps/{app:id}/users/{user:id}/sessions"
+    return [
+        _route("/list-apps", GET=api.list_apps),
+        _route("/version", GET=api.version),
+        _route(sessions, GET=api.list_sessions, POST=api.create),
+        _route(
+            f"{sessions}/{{session:id}}",
+            GET=api.get,
+            POST=api.create_with_id,
+            PATCH=api.patch,
+            DELETE=api.delete,
+        ),
+    ]
+
+
+def _route(path: str, **handlers: Handler) -> Route:
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        try:
+            return _json(await handlers[method](request))
+        except ThreadlineError as error:
+            return _json({"detail": str(error)}, _status_of(error))
+
+    return Route(path, endpoint, methods=list(handlers))
+
+
+def _status_of(error: ThreadlineError) -> int:
+    if isinstance(error, AlreadyExistsError):
+        return 409
+    if isinstance(error, _MalformedError):
+        return 422
+    return wire.status_of(error)[0]
+
+
+def _json(message: Any, status: int = 200) -> Response:
+    return Response(wire.dumps(message), status, media_type="application/json")
+
+
+class _MalformedError(InvalidInputError):
+    """A body that is not of the shape that the route takes."""
+
+
+class _Api:
+    """The handlers, over one service."""
+
+    def __init__(self, service: BaseSessionService) -> None:
+        self._service = service
+
+    async def version(self, request: Request) -> Any:
+        """Say what answers; the UI shows it."""
+        open_to_all(request)
+        return {"version": threadline.__version__, "language": "threadline"}
+
+    async def list_apps(self, request: Request) -> Any:
+        """List the apps that have sessions and that the key is for."""
+        grant = authorize_part(request, app=None, write=False)
+        apps = [
+            app
+            for app in await self._service.list_apps()
+            if grant.apps is None or app in grant.apps
+        ]
+        if request.query_params.get("detailed", "").lower() not in ("true", "1"):
+            return apps
+        return {
+            "apps": [
+                {"name": app, "rootAgentName": app, "description": "", "language": "python"}
+                for app in apps
+            ]
+        }
+
+    async def list_sessions(self, request: Request) -> Any:
+        """List a user's sessions, oldest update first, without those that evaluations left."""
+        app, user = self._authorize(request, write=False)
+        listed = await self._service.list_sessions(app_name=app, user_id=user)
+        return [
+            _session_to_json(session)
+            for session in listed.sessions
+            if not session.id.startswith(_EVAL_PREFIXES)
+        ]
+
+    async def create(self, request: Request) -> Any:
+        """Create a session, with the id, state and events that the body may have."""
+        app, user = self._authorize(request, write=True)
+        body = await _body(request)
+        events = _events(body.get("events"))
+        options = body.get("options")
+        if options is None:
+            options = {}
+        if not isinstance(options, dict):
+            raise _MalformedError("options: an object is expected.")
+        if unknown := options.keys() - _OPTIONS:
+            raise InvalidInputError(
+                "Session options are not supported by the configured session service: "
+                f"{', '.join(sorted(unknown))}."
+            )
+        session = await self._create(
+            app, user, _field(body, "sessionId"), body.get("state"), **options
+        )
+        try:
+            await self._service.append_events(session, events)
+        except ThreadlineError:  # nothing is left of a call that was refused
+            await self._service.delete_session(app_name=app, user_id=user, session_id=session.id)
+            raise
+        return _session_to_json(session)
+
+    async def create_with_id(self, request: Request) -> Any:
+        """Create a session whose id is in the path; the body is its state."""
+        app, user = self._authorize(request, write=True)
+        state = await _body(request)
+        return _session_to_json(
+            await self._create(app, user, request.path_params["session"], state)
+        )
+
+    async def _create(
+        self, app: str, user: str, id: str | None, state: Any, **options: Any
+    ) -> Session:
+        if state is not None and not isinstance(state, dict):
+            raise _MalformedError("state: an object is expected.")
+        return await self._service.create_session(
+            app_name=app, user_id=user, session_id=id, state=state, **options
+        )
+
+    async def get(self, request: Request) -> Any:
+        """Return a session with all of its events."""
+        return _session_to_json(await self._load(request, write=False))
+
+    async def patch(self, request: Request) -> Any:
+        """Append an event of the user's that sets state; return the session."""
+        session = await self._load(request, write=True)
+        delta = _field(await _body(request), "stateDelta")
+        if not isinstance(delta, dict):
+            raise _MalformedError("stateDelta: an object is required.")
+        event = Event(
+            author="user",
+            invocation_id=f"p-{uuid.uuid4()}",
+            actions=EventActions(state_delta=delta),
+        )
+        await self._service.append_event(session, event, on_stale="rebase")
+        return _session_to_json(session)
+
+    async def delete(self, request: Request) -> Any:
+        """Delete a session; a missing one is no error."""
+        app, user = self._authorize(request, write=True)
+        await self._service.delete_session(
+            app_name=app, user_id=user, session_id=request.path_params["session"]
+        )
+        return None
+
+    def _authorize(self, request: Request, *, write: bool) -> tuple[str, str]:
+        app, user = request.path_params["app"], request.path_params["user"]
+        authorize(request, app=app, user=user, write=write)
+        return app, user
+
+    async def _load(self, request: Request, *, write: bool) -> Session:
+        app, user = self._authorize(request, write=write)
+        session = await self._service.get_session(
+            app_name=app, user_id=user, session_id=request.path_params["session"]
+        )
+        if session is None:
+            raise SessionNotFoundError("Session not found")
+        return session
+
+
+# -- bodies -----------------------------------------------------------------------------
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """Read an object, or nothing at all, which the UI sends as `null`."""
+    data = await request.body()
+    if not data.strip() or data.strip() == b"null":
+        return {}
+    try:
+        return wire.loads(data)
+    except RequestTooLargeError:
+        raise
+    except InvalidInputError as error:
+        raise _MalformedError(str(error)) from error
+
+
+def _field(body: dict[str, Any], name: str) -> Any:
+    value = body.get(name)
+    return body.get(wire.snake(name)) if value is None else value
+
+
+def _events(given: Any) -> list[Event]:
+    """Read the events that a session begins with; none may claim what only a runner may say."""
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise _MalformedError("events: a list is expected.")
+    events = []
+    for number, one in enumerate(given):
+        event = Event.from_dict(one)
+        names = {call.name for call in event.get_function_calls()}
+        names |= {answer.name for answer in event.get_function_responses()}
+        for is_refused, what in (
+            (event.long_running_tool_ids, "long-running tool IDs"),
+            (event.actions != EventActions(), "event actions"),
+            (names & _PROTOCOL_FUNCTIONS, "ADK protocol function calls"),
+        ):
+            if is_refused:
+                raise InvalidInputError(
+                    f"Session initialization event {number} cannot include {what}."
+                )
+        events.append(event)
+    return events
+
+
+def _session_to_json(session: Session) -> dict[str, Any]:
+    message = {
+        "id": session.id,
+        "appName": session.app_name,
+        "userId": session.user_id,
+        "state": session.state,
+        "events": [_event_to_json(event) for event in session.events],
+        "lastUpdateTime": session.last_update_time,
+    }
+    redacted: dict[str, Any] = _redacted(message)
+    return redacted
+
+
+def _event_to_json(event: Event) -> dict[str, Any]:
+    message = event.to_dict()
+    message.pop("seq", None)
+    message.setdefault("actions", {})
+    if custom := message.get("customMetadata"):
+        message["customMetadata"] = {
+            key: value for key, value in custom.items() if not key.startswith(_INTERNAL_PREFIX)
+        }
+    return message
+
+
+_SECRETS = frozenset(
+    {
+        *("rawAuthCredential", "raw_auth_credential"),
+        *("exchangedAuthCredential", "exchanged_auth_credential"),
+    }
+)
+_CREDENTIALS = ("apiKey", "http", "oauth2", "openIdConnect", "serviceAccount")
+
+
+def _redacted(value: Any) -> Any:
+    """Take out what credentials are made of, wherever an agent has put one."""
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for spelling in ("authType", "auth_type"):
+        if value.get(spelling) in _CREDENTIALS:  # of a credential, what it is stays
+            return {
+                key: item
+                for key, item in value.items()
+                if key in (spelling, "resourceRef", "resource_ref")
+            }
+    return {key: _redacted(item) for key, item in value.items() if key not in _SECRETS}

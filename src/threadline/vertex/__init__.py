@@ -1,0 +1,1 @@
+"""The Vertex AI Agent Engine Sessions API; `wire` is its JSON."""
