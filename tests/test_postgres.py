@@ -52,6 +52,7 @@ class TestPostgresService(ServiceSuite):
         return DatabaseSessionService(database, schema=schema)
 
 
+@pytest.mark.soak
 class TestPostgresWithoutStatementCache(ServiceSuite):
     @pytest.fixture
     def service(self, database, schema):

@@ -41,6 +41,8 @@ from vertex.proxy import (
     saying,
 )
 
+pytestmark = pytest.mark.soak
+
 IDS: Any = {"app_name": "123", "user_id": "u"}
 APPEND = ":appendEvent"
 EVENTS = "/events"

@@ -17,6 +17,8 @@ from vertex.clients import ENGINE, Client, python
 from vertex.proxy import Proxy, Request
 from vertex.test_clients import EVENTS, event, said
 
+pytestmark = pytest.mark.soak
+
 USER = 'u "1\\'
 
 HARD = {
