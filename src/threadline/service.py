@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from msgspec import UNSET, UnsetType
 
-from threadline.errors import AlreadyExistsError
+from threadline.errors import AlreadyExistsError, UnsupportedOperationError
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -175,7 +175,7 @@ class BaseSessionService(abc.ABC):
 
     async def list_apps(self) -> list[str]:
         """Return the names of the apps that have sessions, in order."""
-        raise NotImplementedError(f"{type(self).__name__} cannot list apps.")
+        raise UnsupportedOperationError(f"{type(self).__name__} cannot list apps.")
 
     async def update_session(
         self,
@@ -194,7 +194,7 @@ class BaseSessionService(abc.ABC):
         counts from now. Nothing else changes, so no handle becomes stale. Raises
         SessionNotFoundError.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot change a session's labels.")
+        raise UnsupportedOperationError(f"{type(self).__name__} cannot change a session's labels.")
 
     @abc.abstractmethod
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
