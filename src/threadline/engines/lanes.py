@@ -11,12 +11,13 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from threadline.engines.base import Appended, digest
+from threadline.engines.base import Appended, EventClashError, digest, is_expired
+from threadline.errors import SessionNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 
-    from threadline.engines.base import Handle, NewEvent
+    from threadline.engines.base import EventRow, Handle, NewEvent, SessionRow
 
 
 class Append:
@@ -48,6 +49,28 @@ class Append:
             revision=head,
             updated=self.events[-1].timestamp,
         )
+
+    def check(self, row: SessionRow | None) -> SessionRow:
+        """Return the session that the handle is of, or raise SessionNotFoundError."""
+        handle = self.handle
+        if (
+            row is None
+            or is_expired(row, self.now)
+            or handle.incarnation not in (None, row.incarnation)
+        ):
+            raise SessionNotFoundError(f"The session {handle.key.id!r} does not exist.")
+        return row
+
+    def known(self, stored: Mapping[bytes, EventRow]) -> dict[int, int]:
+        """Return the seqs of its events that are stored, or raise EventClashError."""
+        known: dict[int, int] = {}
+        for index, event in enumerate(self.events):
+            if self.id_keys[index] in stored:
+                seq, body = stored[self.id_keys[index]]
+                if body != event.body:
+                    raise EventClashError(index, (seq, body))
+                known[index] = seq
+        return known
 
     def settle(self, outcome: Appended | BaseException | None) -> None:
         """Tell the caller, who may have been cancelled."""

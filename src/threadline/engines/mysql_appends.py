@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import asyncmy
 
-from threadline.engines.base import Appended, EventClashError, Window, is_expired
+from threadline.engines.base import Appended, Window
 from threadline.engines.mysql_driver import BAD_NULL, DUPLICATE_KEY, code_of
 from threadline.engines.mysql_rows import checked, inserts, select_events, upserts
 from threadline.engines.mysql_text import bind
-from threadline.errors import SessionNotFoundError, StaleSessionError
+from threadline.errors import StaleSessionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,17 +94,8 @@ async def append_carefully(db: Connection, sql: Sql, job: Append) -> Appended:
         bind(sql["select_events_by_id"], **place, id_keys=id_keys),
         select_events(sql, place, Window(after_seq=handle.revision)),
     )
-    row = checked(key, found)
-    if row is None or is_expired(row, job.now) or handle.incarnation not in (None, row.incarnation):
-        raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
-    stored = {id_key: (seq, body) for id_key, seq, body in repeated}
-    known: dict[int, int] = {}
-    for index, event in enumerate(events):
-        if id_keys[index] in stored:
-            seq, body = stored[id_keys[index]]
-            if body != event.body:
-                raise EventClashError(index, (seq, body))
-            known[index] = seq
+    row = job.check(checked(key, found))
+    known = job.known({id_key: (seq, body) for id_key, seq, body in repeated})
     seen = max([handle.revision, *known.values()])
     if len(known) < len(events) and not job.rebase and seen != row.revision:
         raise StaleSessionError(

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from threadline.engines import statements
 from threadline.engines.base import (
     Appended,
-    EventClashError,
     Scope,
     SessionRow,
     Snapshot,
@@ -326,22 +325,9 @@ class PostgresEngine:
         """Append through a handle that may be stale, skipping the events that are there."""
         handle, events, id_keys = job.handle, job.events, job.id_keys
         key = handle.key
-        row = await self._find(db, key)
-        if (
-            row is None
-            or is_expired(row, job.now)
-            or handle.incarnation not in (None, row.incarnation)
-        ):
-            raise SessionNotFoundError(f"The session {key.id!r} does not exist.")
+        row = job.check(await self._find(db, key))
         found = await db.fetch(self._sql["select_events_by_id"], key.owner, key.session, id_keys)
-        stored = {id_key: (seq, body) for id_key, seq, body in found}
-        known: dict[int, int] = {}
-        for index, event in enumerate(events):
-            if id_keys[index] in stored:
-                seq, body = stored[id_keys[index]]
-                if body != event.body:
-                    raise EventClashError(index, (seq, body))
-                known[index] = seq
+        known = job.known({id_key: (seq, body) for id_key, seq, body in found})
         seen = max([handle.revision, *known.values()])
         if len(known) < len(events) and not job.rebase and seen != row.revision:
             raise StaleSessionError(

@@ -303,11 +303,6 @@ SELECT CASE
 -- for everything that was committed before it.
 SELECT pg_logical_emit_message(true, 'threadline', '')
 
--- name: confirm
--- Changes nothing, but has a commit that waits for what commits wait for, such as a standby: and so
--- for everything that was committed before it.
-SELECT pg_logical_emit_message(true, 'threadline', '')
-
 -- name: delete_session
 -- The caller holds the session's row, so no event comes after this has looked. The state of
 -- user and app lives on.
