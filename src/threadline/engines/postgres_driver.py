@@ -73,9 +73,16 @@ class Link:
         if message.server_source_function == "SyncRepWaitForLSN":
             self.warning = " ".join(str(message.message).split())
 
+    def is_closed(self) -> bool:
+        """Tell whether the connection is gone."""
+        try:
+            return bool(self.db.is_closed())
+        except asyncpg.InterfaceError:  # an asyncpg.Pool took it back when it broke
+            return True
+
     def forget(self) -> None:
         """Listen no more: the connection goes to somebody else."""
-        if not self.db.is_closed():
+        with contextlib.suppress(asyncpg.InterfaceError):  # as in is_closed
             self.db.remove_log_listener(self._heed)
 
 
@@ -142,11 +149,12 @@ class PostgresDriver:
     def is_lost(self, link: Link) -> bool:
         """Tell whether the server has hung up, or forgets what was prepared."""
         is_forgetful = link.has_statements and not self._statement_cache_size
-        return is_forgetful or bool(link.db.is_closed())
+        return is_forgetful or link.is_closed()
 
     def drop(self, link: Link) -> None:
         """Close a connection at once."""
-        link.db.terminate()
+        with contextlib.suppress(asyncpg.InterfaceError):  # as in is_closed
+            link.db.terminate()
 
     async def leave(self, link: Link) -> None:
         """Close a connection as the server likes it."""
