@@ -16,10 +16,10 @@ come back equal is refused with the path of the culprit.
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import functools
 import json
+import math
 import re
 import types
 from typing import (
@@ -189,8 +189,20 @@ def decode(kind: type | None, data: bytes) -> Any:
         return _decoder(kind).decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         pass  # unknown or snake_case fields, or values outside of strict JSON
-    value = json.loads(data)
+    value = loads(data)
     return value if kind is None else _build_model(kind, value, kind.__name__)
+
+
+def loads(data: bytes, **options: Any) -> Any:
+    """Return plain JSON types as Python's `json` does, but never infinity for a large number."""
+    return json.loads(data, parse_float=_finite, **options)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"The number {text:.40} is too large for a float.")
+    return number
 
 
 _encoder = msgspec.json.Encoder()
@@ -281,8 +293,6 @@ def build(kind: Any, value: Any, path: str) -> Any:
     if _is_model(kind):
         return _build_model(kind, value, path)
     origin, item_kind = get_origin(kind), (get_args(kind) or (None,))[-1]
-    if origin is frozenset and isinstance(value, set | frozenset | list | tuple):
-        return frozenset(value)
     if origin is list and isinstance(value, list | tuple):
         if any(item is None for item in value):
             raise InvalidInputError(f"{path} holds None.")
@@ -334,7 +344,7 @@ def _bytes(text: str, path: str) -> bytes:
     standard = text.replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidInputError(f"{path} is not base64: {error}") from error
 
 
@@ -342,7 +352,7 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
     plain = value.value if isinstance(value, enum.Enum) else value
     try:
         return msgspec.convert(plain, kind, builtin_types=(bytes,))
-    except (msgspec.ValidationError, TypeError) as error:
+    except (msgspec.ValidationError, TypeError, UnicodeEncodeError) as error:
         raise InvalidInputError(f"{path}: {error}") from error
 
 

@@ -6,6 +6,7 @@ Fields, JSON names and defaults are those of google-adk 2.13. `Event.seq` and th
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Self, dataclass_transform
 
 import msgspec
@@ -311,6 +312,9 @@ class GetSessionConfig(msgspec.Struct, kw_only=True, frozen=True):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InvalidInputError(f"{name} must not be negative, got {value}.")
+        since = self.after_timestamp
+        if since is not None and not (isinstance(since, int | float) and math.isfinite(since)):
+            raise InvalidInputError(f"after_timestamp must be a finite number, got {since!r}.")
 
 
 class ListSessionsResponse(msgspec.Struct, kw_only=True):

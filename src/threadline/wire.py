@@ -7,6 +7,7 @@ Python's `json` writes and reads them, as they are stored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
@@ -15,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from threadline import errors, state
-from threadline.canonical import decode, encode
+from threadline.canonical import decode, encode, loads
 from threadline.engines.base import EventRow, SessionRow, Snapshot, StateRows
 from threadline.errors import InvalidInputError, StaleSessionError, ThreadlineError
 from threadline.history import History
@@ -202,11 +203,10 @@ def _owner_path(app: str, user: str | None) -> str:
 def read(kind: type[Kind], data: bytes, what: str = "The body") -> Kind:
     """Return what is in the JSON, or raise InvalidInputError."""
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        pass  # wrong, or holds values outside of strict JSON
-    try:
-        return msgspec.convert(_undecoded(kind, json.loads(data)), kind)
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            return msgspec.json.decode(data, type=kind)
+        # It is wrong, or holds values outside of strict JSON.
+        return msgspec.convert(_undecoded(kind, loads(data)), kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"{what} is not what is expected here: {error}") from error
 
@@ -378,7 +378,8 @@ def status_of(error: ThreadlineError) -> int:
 
 def error_body(error: ThreadlineError) -> bytes:
     """Return what is told of an error."""
-    told = Fault(type=type(error).__name__, message=str(error))
+    message = str(error).encode(errors="backslashreplace").decode()  # it may quote a surrogate
+    told = Fault(type=type(error).__name__, message=message)
     if isinstance(error, StaleSessionError):
         told.expected, told.revision = error.expected, error.revision
         told.missed = list(bodies(error.missed))

@@ -91,6 +91,7 @@ def create_app(
             Exception: _failure,
         },
     )
+    app.router.redirect_slashes = False  # an id in a path is never empty
     app.state.tails = tails
     return app
 

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from threadline import canonical
 from threadline.errors import (
     AlreadyExistsError,
     EventConflictError,
@@ -75,7 +76,7 @@ def loads(body: bytes) -> Json:
     if not body:
         return {}
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = canonical.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"Invalid JSON payload received. {error}") from error
     if not isinstance(value, dict):
@@ -376,12 +377,13 @@ def _typed(body: Json) -> Json:
 
 def _compaction(value: Any) -> Any:
     """Bring the JavaScript client's summary, with times in milliseconds, into ADK's form."""
-    if isinstance(value, dict) and "startTime" in value:
-        return {
-            "startTimestamp": value["startTime"] / 1000,
-            "endTimestamp": value["endTime"] / 1000,
-            "compactedContent": value.get("compactedContent"),
-        }
+    match value:
+        case {"startTime": int() | float() as start, "endTime": int() | float() as end}:
+            return {
+                "startTimestamp": start / 1000,
+                "endTimestamp": end / 1000,
+                "compactedContent": value.get("compactedContent"),
+            }
     return value
 
 
