@@ -30,10 +30,12 @@ from threadline import (
     DatabaseSessionService,
     Event,
     InMemorySessionService,
+    InvalidInputError,
     RemoteSessionService,
     wire,
 )
 from threadline.server.auth import KeyFile
+from threadline.server.process import Settings
 from threadline.server.stream import Tails
 from threadline.testing.service_suite import HOSTILE_IDS
 
@@ -689,6 +691,13 @@ def test_it_refuses_to_be_open_to_the_network() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "--keys" in done.stderr
+
+
+@pytest.mark.parametrize("db", ["memory://", "sqlite:///:memory:"])
+def test_it_refuses_to_give_each_worker_a_memory_of_its_own(db: str) -> None:
+    with pytest.raises(InvalidInputError, match="2 workers"):
+        Settings(db=db, workers=2).check()
+    Settings(db=db).check()
 
 
 def test_a_database_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def connect(
     return _replicated(engine, replica)
 
 
+def is_private(db_url: str) -> bool:
+    """Tell whether a URL stands for the memory of this process, which no other one sees."""
+    engine = connect(db_url)
+    return isinstance(engine, MemoryEngine) or getattr(engine, "path", None) == ":memory:"
+
+
 def _engine(url: Any, durability: str, busy_timeout_s: float, given: dict[str, Any]) -> Engine:
     found = _URL.fullmatch(url) if isinstance(url, str) else None
     if found is None:

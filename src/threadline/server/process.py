@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from threadline.connect import is_private
 from threadline.errors import InvalidInputError, MissingExtraError
 from threadline.server.app import BODY_BYTES_MAX, create_app
 from threadline.server.auth import KeyFile, is_loopback
@@ -56,6 +57,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.keys is not None:
             KeyFile(self.keys).all()
+        if self.workers > 1 and is_private(self.db):
+            raise InvalidInputError(
+                f"{self.workers} workers would each have sessions of their own in memory: serve a "
+                "database, or with one worker."
+            )
 
 
 class Server(uvicorn.Server):
