@@ -330,10 +330,10 @@ class Report:
         self.say("# The server beside google-adk's api_server\n")
         self.say(
             f"One run, {options.rounds} rounds of {options.seconds:g} s for every cell, the "
-            "servers in turns; rates and times are medians over the rounds. A ratio is of the requests "
-            "in a second, over those of `adk api_server`: the median of the rounds' own, the "
-            "lowest and the highest. An append of ADK's routes is a `PATCH` that answers with the "
-            "whole session.\n"
+            "servers in turns; rates and times are medians over the rounds. A ratio is of the "
+            "requests in a second, over those of `adk api_server`: the median of the rounds' own, "
+            "the lowest and the highest. An append of ADK's routes is a `PATCH` that answers with "
+            "the whole session.\n"
         )
         for name, value in machine.environment().items():
             self.say(f"- {name}: {value}")
