@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from threadline.engines.base import Appended, StateRows
+    from threadline.engines.base import Appended, ErasedUser, StateRows
 
 
 class HandleSessionService(BaseSessionService):
@@ -372,6 +372,10 @@ class EngineSessionService(StoredSessionService):
             if found is not None:
                 return codec.row_to_session(found.session, found.state, History())
         raise SessionNotFoundError(f"The session {session_id!r} does not exist.")
+
+    async def erase_user(self, *, app_name: str, user_id: str) -> ErasedUser:
+        """Remove all of a user in an app: sessions, expired ones too, and the user's state."""
+        return await (await self._ready()).erase(user_scope(app_name, user_id))
 
     async def list_events(
         self,

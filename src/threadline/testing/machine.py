@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from threadline import clock
 from threadline.canonical import dump, encode
 from threadline.content import Content, FunctionCall, Part
+from threadline.engines.base import ErasedUser
 from threadline.errors import StaleSessionError, ThreadlineError
 from threadline.models import Event, EventActions, GetSessionConfig, Session
 from threadline.patch import MISSING
@@ -205,6 +206,14 @@ class SessionMachine(RuleBasedStateMachine):
             )
         )
 
+    @rule(pair=pairs)
+    def erase(self, pair: Pair) -> None:
+        """Erase a user."""
+        known = pair.reference
+        self.both(
+            lambda service, _: service.erase_user(app_name=known.app_name, user_id=known.user_id)
+        )
+
     @rule(
         app=ids,
         user=st.none() | ids,
@@ -356,6 +365,8 @@ def shown(outcome: Any) -> Any:
         return [shown(item) for item in outcome]
     if isinstance(outcome, dict):
         return {key: encode(value) for key, value in outcome.items()}
+    if isinstance(outcome, ErasedUser):
+        return outcome
     if isinstance(outcome, msgspec.Struct):  # a page; its cursor is its service's own
         page = {f: getattr(outcome, f) for f in outcome.__struct_fields__}
         page["next_cursor"] = page.get("next_cursor") is not None

@@ -14,6 +14,7 @@ import pytest
 from threadline import clock
 from threadline.canonical import is_same
 from threadline.content import Blob, Content, FunctionCall, FunctionResponse, Part
+from threadline.engines.base import ErasedUser
 from threadline.errors import (
     AlreadyExistsError,
     EventConflictError,
@@ -934,6 +935,58 @@ class ServiceSuite:
         with pytest.raises(SessionNotFoundError):
             await service.refresh(old)
         assert (await reload(service, new)).events == []
+
+    async def test_an_erased_user_is_gone(self, service: BaseSessionService) -> None:
+        state = {"a": 1, "user:b": 2, "app:c": 3}
+        kept = []
+        for app, user in (("app", "other"), ("other", "user"), ("app", "user"), ("app", "user")):
+            session = await service.create_session(app_name=app, user_id=user, state=state)
+            await service.append_events(session, [say(), say(state={"d": 4})])
+            kept.append(session)
+        erased = await service.erase_user(**IDS)
+        assert erased == ErasedUser(sessions=2, events=4, state_keys=5)
+        assert (await service.list_sessions(**IDS)).sessions == []
+        assert [await service.get_session(**IDS, session_id=one.id) for one in kept[2:]] == [
+            None
+        ] * 2
+        assert await service.get_user_state(**IDS) == {}
+        assert await service.get_app_state(app_name="app") == {"c": 3}
+        for session in kept[:2]:
+            assert await reload(service, session) == session
+
+    async def test_expired_sessions_are_erased_too(self, service: BaseSessionService) -> None:
+        with clock.replaced(now=lambda: 1000.0):
+            session = await service.create_session(**IDS, ttl=60)
+            await service.append_event(session, say())
+        with clock.replaced(now=lambda: 1060.0):
+            assert await service.erase_user(**IDS) == ErasedUser(sessions=1, events=1)
+
+    async def test_erasing_a_user_who_has_nothing_is_no_error(
+        self, service: BaseSessionService
+    ) -> None:
+        await service.patch_state(**IDS, set={"a": 1})
+        assert await service.erase_user(**IDS) == ErasedUser(state_keys=1)
+        assert await service.erase_user(**IDS) == ErasedUser()
+        with pytest.raises(InvalidIdError):
+            await service.erase_user(app_name="app", user_id="")
+
+    async def test_a_handle_of_an_erased_user_cannot_write(
+        self, service: BaseSessionService
+    ) -> None:
+        old = await service.create_session(**IDS, session_id="s", state={"a": 1, "user:b": 2})
+        await service.append_event(old, say(id="x"))
+        await service.erase_user(**IDS)
+        policies: list[Any] = ["raise", "rebase"]
+        for _ in range(2):  # before its id is taken again, and after
+            for policy in policies:
+                with pytest.raises(SessionNotFoundError):
+                    await service.append_event(old, say(), on_stale=policy)
+            with pytest.raises(SessionNotFoundError):
+                await service.refresh(old)
+            new = await service.get_or_create_session(**IDS, session_id="s")
+            assert (new.state, new.events, new.revision) == ({}, [], 0)
+            assert new.incarnation != old.incarnation
+        assert (await service.append_event(new, say("other", id="x"))).seq == 1
 
     # -- expiry -----------------------------------------------------------------------------
 
