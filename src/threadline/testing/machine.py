@@ -196,6 +196,33 @@ class SessionMachine(RuleBasedStateMachine):
         self.both(lambda service, side: service.refresh(_side(pair, side)))
         self._check(pair)
 
+    @rule(
+        pair=pairs,
+        changes=st.fixed_dictionaries(
+            {},
+            optional={
+                "display_name": st.none() | _any_text,
+                "labels": st.none() | st.dictionaries(_any_text, _any_text, max_size=2),
+                "ttl": st.sampled_from([5.0, 0.0]),
+                "expire_time": st.sampled_from([None, 1010.0]),
+            },
+        ),
+    )
+    def update(self, pair: Pair, changes: Any) -> None:
+        """Change a session's title, labels and expiry."""
+        known = pair.reference
+        self.both(
+            lambda service, _: service.update_session(
+                app_name=known.app_name, user_id=known.user_id, session_id=known.id, **changes
+            )
+        )
+
+    @rule(app=ids, id=ids)
+    def look(self, app: str, id: str) -> None:
+        """Find sessions by their id, and list the apps."""
+        self.both(lambda service, _: service.find_sessions(app_name=app, session_id=id))
+        self.both(lambda service, _: service.list_apps())
+
     @rule(pair=pairs)
     def delete(self, pair: Pair) -> None:
         """Delete a session."""

@@ -1010,6 +1010,54 @@ class ServiceSuite:
             with pytest.raises(SessionNotFoundError):
                 await service.append_event(session, say())
 
+    async def test_ttl_and_expire_time_are_checked(self, service: BaseSessionService) -> None:
+        for wrong in (
+            {"ttl": 1, "expire_time": 1}, {"ttl": 0}, {"ttl": -1}, {"ttl": float("nan")},
+            {"ttl": "60s"}, {"expire_time": float("inf")},
+        ):  # fmt: skip
+            with pytest.raises(InvalidInputError):
+                await service.create_session(**IDS, **wrong)
+
+    # -- titles, labels and expiry that change ------------------------------------------------
+
+    async def test_update_session_changes_what_is_given(self, service: BaseSessionService) -> None:
+        ids = {**IDS, "session_id": "s"}
+        with clock.replaced(now=lambda: 1000.0):
+            made = await service.create_session(
+                **ids, display_name="d", labels={"a": "b"}, ttl=60, state={"k": 1}
+            )
+            for given in (
+                {"display_name": "e"},
+                {"labels": {"c": "d"}},
+                {"ttl": 90},
+                {"expire_time": 2000.0},
+                {"display_name": None, "labels": None, "expire_time": None},
+            ):
+                changed: Any = {"expire_time": 1090.0} if "ttl" in given else {**given}
+                if changed.get("labels", True) is None:
+                    changed["labels"] = {}
+                made = msgspec.structs.replace(made, **changed)
+                assert await service.update_session(**ids, **given) == made
+                assert await service.get_session(**ids) == made
+
+    async def test_update_session_makes_no_handle_stale(self, service: BaseSessionService) -> None:
+        session = await service.create_session(**IDS)
+        await service.update_session(**IDS, session_id=session.id, display_name="d")
+        assert (await service.append_event(session, say())).seq == 1
+
+    async def test_update_session_refuses_what_is_missing_or_wrong(
+        self, service: BaseSessionService
+    ) -> None:
+        with pytest.raises(SessionNotFoundError):
+            await service.update_session(**IDS, session_id="s", display_name="d")
+        session = await service.create_session(**IDS, session_id="s")
+        for wrong in ({"ttl": 0}, {"ttl": 1, "expire_time": None}, {"labels": {"a": 1}}):
+            with pytest.raises(InvalidInputError):
+                await service.update_session(**IDS, session_id="s", **wrong)
+        assert await reload(service, session) == session
+
+    # -- looking around ---------------------------------------------------------------------
+
     async def test_find_sessions_finds_each_user_that_has_the_id(
         self, service: BaseSessionService
     ) -> None:
@@ -1027,10 +1075,7 @@ class ServiceSuite:
         (found,) = await service.find_sessions(app_name=IDS["app_name"], session_id="s")
         assert (await service.append_event(found, say("two"))).seq == 2
 
-    async def test_ttl_and_expire_time_are_checked(self, service: BaseSessionService) -> None:
-        for wrong in (
-            {"ttl": 1, "expire_time": 1}, {"ttl": 0}, {"ttl": -1}, {"ttl": float("nan")},
-            {"ttl": "60s"}, {"expire_time": float("inf")},
-        ):  # fmt: skip
-            with pytest.raises(InvalidInputError):
-                await service.create_session(**IDS, **wrong)
+    async def test_apps_are_listed(self, service: BaseSessionService) -> None:
+        for app in ("b", "a", "b"):
+            await service.create_session(app_name=app, user_id="u")
+        assert await service.list_apps() == ["a", "b"]
