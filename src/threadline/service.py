@@ -209,8 +209,8 @@ class BaseSessionService(abc.ABC):
 
         It is one transaction, and a session that is created meanwhile is removed whole or stays
         whole. The app's state stays. A user who has nothing is no error. To erase again is
-        harmless, so where an answer was lost the store is asked again: the counts are what the
-        last try has removed, which may be less than all that is gone.
+        harmless, so where an answer was lost the store is asked again: the counts are then those
+        of a last try, and may be less than what was removed.
         """
         raise UnsupportedOperationError(f"{type(self).__name__} cannot erase a user.")
 
