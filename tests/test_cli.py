@@ -95,6 +95,8 @@ COMMANDS = [
     ("sessions", "list"),
     ("sessions", "show"),
     ("sessions", "delete"),
+    ("users",),
+    ("users", "erase"),
     ("db",),
     ("db", "status"),
     ("db", "upgrade"),
@@ -186,6 +188,7 @@ def test_a_url_that_cannot_work_is_one_message(
         ("sessions", "list", "--app", "shop"),
         ("sessions", "show", "s", "--app", "shop"),
         ("sessions", "delete", "s", "--app", "shop", "--yes"),
+        ("users", "erase", "u", "--app", "shop", "--yes"),
         ("db", "status"),
         ("db", "upgrade"),
         ("demo",),
@@ -358,6 +361,22 @@ def test_delete_with_yes_does_not_ask(filled: str) -> None:
     assert {(s["userId"], s["id"]) for s in listed["sessions"]} == {("ada", "both"), ("ada", "one")}
 
 
+def test_erase_asks_first_and_tells_how_much_it_was(filled: str) -> None:
+    command = ("users", "erase", "ada", "--db", filled, "--app", "shop")
+    refused = run(*command, code=1, text="n\n")
+    assert "Erase all sessions and the state of user 'ada' in app 'shop'?" in refused.stderr
+    assert len(run_json("sessions", "list", "--db", filled, "--app", "shop")["sessions"]) == 3
+    done = run(*command, text="y\n")
+    assert "Erased user 'ada': 2 sessions, 4 events, 2 state keys." in done.stdout
+    left = run_json("sessions", "list", "--db", filled, "--app", "shop")["sessions"]
+    assert [session["userId"] for session in left] == ["bob"]
+
+
+def test_erase_of_a_user_who_has_nothing_is_no_error(filled: str) -> None:
+    erased = run_json("users", "erase", "eve", "--db", filled, "--app", "shop", "--yes")
+    assert erased == {"erased": "eve", "sessions": 0, "events": 0, "stateKeys": 0}
+
+
 HOSTILE = "\x1b[31mred\x07 [bold]markup[/bold] \ud800 \u202egnp.exe \x9b"
 
 
@@ -377,6 +396,7 @@ def test_what_was_said_can_do_nothing_to_the_terminal(url: str) -> None:
         ("sessions", "show", "\x1b]0;title"),
         ("sessions", "show", "\x1b]0;other"),
         ("sessions", "delete", "\x1b]0;title"),
+        ("users", "erase", "\x1b[2J"),
     ):
         done = CliRunner().invoke(app, [*command, "--db", url, "--app", "shop"])
         assert isinstance(done.exception, SystemExit | None)

@@ -211,6 +211,10 @@ async def use_every_verb(engine, handle):
         await engine.state(scope)
     await created(engine, "brief")
     await engine.delete(session_key("app", "user", "brief"))
+    await created(engine, "brief", "guest")
+    guest = session_key("app", "guest", "brief").scopes[1]
+    await engine.patch(guest, [], lambda _: {"k": b"1"}, now=1.0)
+    await engine.erase(guest)
 
 
 def test_every_statement_on_the_way_of_a_turn_uses_an_index(fresh):

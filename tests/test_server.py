@@ -39,7 +39,8 @@ from threadline.server.process import Settings
 from threadline.server.stream import Tails
 from threadline.testing.service_suite import HOSTILE_IDS
 
-SESSIONS = "/v1/apps/app/users/ann/sessions"
+USER = "/v1/apps/app/users/ann"
+SESSIONS = f"{USER}/sessions"
 S = f"{SESSIONS}/s"
 EVENTS = f"{S}/events"
 
@@ -101,6 +102,39 @@ def test_delete_answers_the_same_twice(http: httpx.Client) -> None:
     create(http)
     assert [http.delete(S).status_code, http.delete(S).status_code] == [204, 204]
     assert refusal(http.get(S)) == (404, "SessionNotFoundError")
+
+
+def test_what_a_change_leaves_out_stays_and_null_takes_it_away(http: httpx.Client) -> None:
+    create(http, displayName="d", labels={"a": "b"}, expireTime=9e9)
+    append(http, event())
+    for given in (
+        {"displayName": "e"}, {"labels": {"c": "d"}}, {"expireTime": 8e9}, {},
+        {"displayName": None, "labels": None, "expireTime": None},
+    ):  # fmt: skip
+        before = {**http.get(S).json(), "events": []}
+        expected = {**before, **given, "labels": given.get("labels", before["labels"]) or {}}
+        answer = http.patch(S, json=given)
+        assert (answer.status_code, answer.json()) == (200, expected)
+        assert http.get(S).headers["etag"] == answer.headers["etag"]
+
+
+def test_sessions_of_all_users_are_found_by_their_id(http: httpx.Client) -> None:
+    for user in ("ben", "ann"):
+        http.put(wire.session_path("app", user, "s"))
+    create(http, "other")
+    found = http.get("/v1/apps/app/sessions/s").json()
+    assert [one["userId"] for one in found["sessions"]] == ["ann", "ben"]
+    assert http.get("/v1/apps/app/sessions/missing").json()["sessions"] == []
+
+
+def test_an_erasure_answers_with_what_it_removed(http: httpx.Client) -> None:
+    create(http, state={"a": 1, "user:b": 2, "app:c": 3})
+    append(http, event(), event())
+    assert http.delete(USER).json() == {"sessions": 1, "events": 2, "stateKeys": 2}
+    assert http.delete(USER).json() == {"sessions": 0, "events": 0, "stateKeys": 0}
+    assert refusal(http.get(S)) == (404, "SessionNotFoundError")
+    assert refusal(append(http, event())) == (404, "SessionNotFoundError")
+    assert http.get("/v1/apps/app/state").json() == {"state": {"c": 3}}
 
 
 def test_sessions_are_listed_in_pages(http: httpx.Client) -> None:
@@ -307,6 +341,14 @@ BAD_REQUESTS: list[tuple[str, str, Any, int]] = [
     ("POST", EVENTS, {"events": [{}], "onStale": "ignore"}, 400),
     ("POST", EVENTS, {"events": [{}], "onStale": "raise"}, 400),
     ("POST", f"{SESSIONS}/missing/events", {"events": [{}]}, 404),
+    ("PATCH", S, {"ttl": None}, 400),
+    ("PATCH", S, {"ttl": 0}, 400),
+    ("PATCH", S, {"ttl": 1, "expireTime": None}, 400),
+    ("PATCH", S, {"labels": {"a": 1}}, 400),
+    ("PATCH", S, b'{"displayName": "\\ud800"}', 400),
+    ("PATCH", S, {"state": {}}, 400),
+    ("PATCH", f"{SESSIONS}/missing", {}, 404),
+    ("GET", f"/v1/apps/app/sessions/{'x' * 513}", {}, 400),
     ("PATCH", f"{S}/state", {"set": {"user:a": 1}}, 400),
     ("PATCH", f"{S}/state", {"increment": {"a": "1"}}, 400),
     ("PATCH", f"{S}/state", {"set": {"a": 1}, "delete": ["a"]}, 400),
@@ -443,7 +485,8 @@ def test_a_key_file_that_cannot_be_read_lets_nobody_in(
 
 OPERATION_PATHS = [
     ("GET", SESSIONS, None), ("POST", SESSIONS, {}), ("GET", "/v1/apps/app/sessions", None),
-    ("GET", S, None), ("PUT", S, {}), ("DELETE", S, None), ("GET", EVENTS, None),
+    ("GET", S, None), ("PUT", S, {}), ("PATCH", S, {}), ("DELETE", S, None), ("DELETE", USER, None),
+    ("GET", EVENTS, None),
     ("POST", EVENTS, {"events": [{}]}), ("GET", f"{EVENTS}:tail", None),
     ("GET", "/v1/apps/app/state", None), ("PATCH", "/v1/apps/app/state", {"set": {"a": 1}}),
     ("GET", "/v1/apps/app/users/ann/state", None),
@@ -474,6 +517,26 @@ def test_a_key_of_a_user_cannot_list_the_users_of_an_app(guarded: str, keys: Key
     assert plain.get(guarded + SESSIONS, headers=bearer(token)).status_code == 200
     answer = plain.get(f"{guarded}/v1/apps/app/sessions", headers=bearer(token))
     assert answer.status_code == 403
+
+
+def test_a_key_is_told_of_its_own_apps_and_users_only(guarded: str, keys: KeyFile) -> None:
+    everywhere = bearer(keys.create(writes=True))
+    for app, user in (("app", "ann"), ("app", "ben"), ("other", "ann")):
+        plain.put(guarded + wire.session_path(app, user, "s"), headers=everywhere)
+
+    def told(path: str, **reach: Any) -> Any:
+        answer = plain.get(f"{guarded}/v1/apps{path}", headers=bearer(keys.create(**reach)))
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    assert told("")["apps"] == ["app", "other"]
+    assert told("", apps=["app", "none"])["apps"] == ["app"]
+    found = told("/app/sessions/s", users=["ben", "eve"])
+    assert [session["userId"] for session in found["sessions"]] == ["ben"]
+    answer = plain.get(
+        f"{guarded}/v1/apps/app/sessions/s", headers=bearer(keys.create(apps=["other"]))
+    )
+    assert refusal(answer) == (403, "PermissionDeniedError")
 
 
 def test_the_file_of_keys_holds_no_key(keys: KeyFile, tmp_path: Path) -> None:

@@ -103,13 +103,18 @@ def test_no_sql_is_written_in_python():
     assert unused == []
 
 
-def test_what_is_deleted_is_overwritten_in_the_file(path):
+@pytest.mark.parametrize("is_whole_user", [False, True])
+def test_what_is_deleted_is_overwritten_in_the_file(path, is_whole_user):
     marker = "marker-7f3a"
 
     async def use(service):
         session = await service.create_session(**IDS, state={"secret": marker})
         await service.append_events(session, [say(marker * 50) for _ in range(100)])
-        await service.delete_session(**IDS, session_id=session.id)
+        if is_whole_user:
+            await service.patch_state(**IDS, set={"secret": marker})
+            await service.erase_user(**IDS)
+        else:
+            await service.delete_session(**IDS, session_id=session.id)
 
     on_file(path, use)  # closing writes the log back into the file and removes it
     assert sorted(os.listdir(os.path.dirname(path))) == ["sessions.db"]

@@ -13,6 +13,7 @@ from threadline.content import (
     Transcription,
     UsageMetadata,
 )
+from threadline.engines.base import ErasedUser
 from threadline.errors import (
     AlreadyExistsError,
     DamagedDataError,
@@ -85,6 +86,7 @@ __all__ = [
     "DatabaseSessionService",
     "EngineClosedError",
     "EngineSessionService",
+    "ErasedUser",
     "Event",
     "EventActions",
     "EventCompaction",

@@ -50,11 +50,13 @@ app = _group("Sessions of AI agents in a database: try it, import, look, migrate
 import_app = _group("Bring conversations in from elsewhere.")
 export_app = _group("Take conversations out for another system.")
 sessions_app = _group("List, show and delete sessions.")
+users_app = _group("Erase users.")
 keys_app = _group("Make, list and revoke the keys of a server.")
 db_app = _group("Look at a database's schema and bring it up to date.")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(users_app, name="users")
 app.add_typer(db_app, name="db")
 app.add_typer(keys_app, name="keys")
 
@@ -73,6 +75,7 @@ AnyUser = Annotated[
     typer.Option("--user", metavar="ID", help="The user the sessions are of. Default: any."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 
 
@@ -620,7 +623,7 @@ def delete(
     db: Db,
     app_name: App,
     user_id: AnyUser = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Delete a session with its events and its state; the user's and the app's state stay."""
@@ -682,6 +685,45 @@ async def _owner(
 
 def _no_session(app_name: str, session_id: str) -> NoReturn:
     raise SessionNotFoundError(f"App {app_name!r} has no session {session_id!r}.")
+
+
+# -- users ------------------------------------------------------------------------------
+
+
+@users_app.command(
+    epilog="Example: threadline users erase USER --db sqlite:///./sessions.db --app demo --yes"
+)
+def erase(
+    user_id: Annotated[str, typer.Argument(metavar="USER", help="The user's id.")],
+    db: Db,
+    app_name: App,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Erase all that an app has of a user, sessions and state; the app's state stays."""
+    with _one_message():
+        if not yes:
+            question = f"Erase all sessions and the state of user {user_id!r} in app {app_name!r}?"
+            typer.confirm(_visible(question), abort=True, err=True)
+        erased = _with_service(
+            db, lambda service: service.erase_user(app_name=app_name, user_id=user_id)
+        )
+    if as_json:
+        _print_json(
+            {
+                "erased": user_id,
+                "sessions": erased.sessions,
+                "events": erased.events,
+                "stateKeys": erased.state_keys,
+            }
+        )
+    else:
+        typer.echo(
+            _visible(
+                f"Erased user {user_id!r}: {erased.sessions:,} sessions, {erased.events:,} events, "
+                f"{erased.state_keys:,} state keys."
+            )
+        )
 
 
 # -- serve ------------------------------------------------------------------------------

@@ -6,10 +6,20 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
-from threadline import codec, wire
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from threadline import clock, codec, wire
 from threadline.canonical import decode, encode
 from threadline.connections import Connections
-from threadline.engines.base import Appended, app_scope, session_key, user_scope
+from threadline.engines.base import (
+    Appended,
+    ErasedUser,
+    app_scope,
+    check_id,
+    session_key,
+    user_scope,
+)
 from threadline.errors import (
     InvalidInputError,
     SessionNotFoundError,
@@ -18,9 +28,10 @@ from threadline.errors import (
 from threadline.history import History
 from threadline.models import ListEventsResponse, ListSessionsResponse
 from threadline.patch import MISSING
-from threadline.store import StoredSessionService, check_positive
+from threadline.store import StoredSessionService, check_positive, session_change
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
     from threadline.engines.base import (
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
         StateRows,
         Window,
     )
+    from threadline.models import Session
     from threadline.service import OnStale, Order
 
 BACKOFF_S, BACKOFF_MAX_S = 0.05, 1.0
@@ -41,9 +53,10 @@ class RemoteSessionService(StoredSessionService):
     """Sessions behind a threadline server (`threadline serve`).
 
     `token` is a key of the server's. A call waits for an answer for `timeout_s`. Where no answer
-    came, or the server was not available, a read or an append is sent again for `retry_for_s`: an
-    event is stored once however often it is sent. Other writes are sent again only if they cannot
-    have reached the server; else StorageUnavailableError says that the outcome is not known.
+    came, or the server was not available, a read, an append or an erasure is sent again for
+    `retry_for_s`: an event is stored once however often it is sent. Other writes are sent again
+    only if they cannot have reached the server; else StorageUnavailableError says that the
+    outcome is not known.
     """
 
     def __init__(
@@ -88,6 +101,55 @@ class RemoteSessionService(StoredSessionService):
             if cursor is None or len(listed.sessions) == limit:
                 listed.next_cursor = cursor
                 return listed
+
+    async def find_sessions(self, *, app_name: str, session_id: str) -> list[Session]:
+        """Return handles of the app's sessions with this id, one for each user that has one.
+
+        Those of users that the key is for, where it is not for all of them.
+        """
+        app_scope(app_name)
+        check_id("session_id", session_id)
+        data = await self._server.call("GET", wire.session_path(app_name, None, session_id))
+        rows, _ = wire.sessions(data)
+        return [codec.row_to_session(*row, History()) for row in rows]
+
+    async def list_apps(self) -> list[str]:
+        """Return the names of the apps that have sessions and that the key is for, in order."""
+        data = await self._server.call("GET", wire.APPS_PATH)
+        return wire.read(wire.AppsAnswer, data, "The answer").apps
+
+    async def update_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        display_name: str | UnsetType | None = UNSET,
+        labels: dict[str, str] | UnsetType | None = UNSET,
+        ttl: float | dt.timedelta | None = None,
+        expire_time: float | dt.datetime | UnsetType | None = UNSET,
+    ) -> Session:
+        """Change a session's title, labels or expiry; return a handle of it without events."""
+        session_key(app_name, user_id, session_id)
+        change = session_change(clock.now(), display_name, labels, ttl, expire_time)
+        body = wire.ChangedSessionBody(
+            display_name=change.display_name, labels=labels, expire_time=change.expires
+        )
+        data = await self._server.call(
+            "PATCH",
+            wire.session_path(app_name, user_id, session_id),
+            body=msgspec.json.encode(body),
+            is_repeatable=False,  # it would undo what somebody else has changed since
+        )
+        found = wire.snapshot(data)
+        return codec.row_to_session(found.session, found.state, History())
+
+    async def erase_user(self, *, app_name: str, user_id: str) -> ErasedUser:
+        """Remove all of a user in an app: sessions, expired ones too, and the user's state."""
+        user_scope(app_name, user_id)
+        data = await self._server.call("DELETE", wire.owner_path(app_name, user_id))
+        answer = wire.read(wire.ErasedAnswer, data, "The answer")
+        return ErasedUser(answer.sessions, answer.events, answer.state_keys)
 
     async def list_events(
         self,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
+    from threadline.engines.base import ErasedUser
     from threadline.models import (
         Event,
         GetSessionConfig,
@@ -202,6 +203,16 @@ class BaseSessionService(abc.ABC):
 
         The user's and the app's state stay.
         """
+
+    async def erase_user(self, *, app_name: str, user_id: str) -> ErasedUser:
+        """Remove all of a user in an app: sessions, expired ones too, and the user's state.
+
+        It is one transaction, and a session that is created meanwhile is removed whole or stays
+        whole. The app's state stays. A user who has nothing is no error. To erase again is
+        harmless, so where an answer was lost the store is asked again: the counts are then those
+        of a last try, and may be less than what was removed.
+        """
+        raise UnsupportedOperationError(f"{type(self).__name__} cannot erase a user.")
 
     @abc.abstractmethod
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:

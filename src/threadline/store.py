@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from threadline.engines.base import Appended, StateRows
+    from threadline.engines.base import Appended, ErasedUser, StateRows
 
 
 class HandleSessionService(BaseSessionService):
@@ -354,24 +354,17 @@ class EngineSessionService(StoredSessionService):
         """Change a session's title, labels or expiry; return a handle of it without events."""
         now = clock.now()
         key = session_key(app_name, user_id, session_id)
-        if ttl is not None and expire_time is not UNSET:
-            raise InvalidInputError("Give ttl or expire_time, not both.")
-        is_timed = ttl is not None or expire_time is not UNSET
-        change = SessionChange(
-            display_name=UNSET
-            if display_name is UNSET
-            else _checked_text("display_name", display_name),
-            labels=UNSET if labels is UNSET else encoded_labels(labels),
-            expires=expiry(now, ttl, None if expire_time is UNSET else expire_time)
-            if is_timed
-            else UNSET,
-        )
+        change = session_change(now, display_name, labels, ttl, expire_time)
         engine = await self._ready()
         if await engine.describe(key, change, now=now):
             found = await engine.load(key, Window(limit=0), now=now)
             if found is not None:
                 return codec.row_to_session(found.session, found.state, History())
         raise SessionNotFoundError(f"The session {session_id!r} does not exist.")
+
+    async def erase_user(self, *, app_name: str, user_id: str) -> ErasedUser:
+        """Remove all of a user in an app: sessions, expired ones too, and the user's state."""
+        return await (await self._ready()).erase(user_scope(app_name, user_id))
 
     async def list_events(
         self,
@@ -616,6 +609,27 @@ def encoded_labels(labels: dict[str, str] | None) -> str | None:
             raise InvalidInputError(f"labels map strings to strings, got {key!r}: {value!r}.")
         _checked_text("A label", key + value)
     return msgspec.json.encode(labels).decode()
+
+
+def session_change(
+    now: float,
+    display_name: str | UnsetType | None,
+    labels: dict[str, str] | UnsetType | None,
+    ttl: float | dt.timedelta | None,
+    expire_time: float | dt.datetime | UnsetType | None,
+) -> SessionChange:
+    if ttl is not None and expire_time is not UNSET:
+        raise InvalidInputError("Give ttl or expire_time, not both.")
+    is_timed = ttl is not None or expire_time is not UNSET
+    return SessionChange(
+        display_name=UNSET
+        if display_name is UNSET
+        else _checked_text("display_name", display_name),
+        labels=UNSET if labels is UNSET else encoded_labels(labels),
+        expires=expiry(now, ttl, None if expire_time is UNSET else expire_time)
+        if is_timed
+        else UNSET,
+    )
 
 
 def expiry(

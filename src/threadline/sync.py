@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from threadline import Content as Content
     from threadline import DamagedDataError as DamagedDataError
     from threadline import EngineClosedError as EngineClosedError
+    from threadline import ErasedUser as ErasedUser
     from threadline import Event as Event
     from threadline import EventActions as EventActions
     from threadline import EventCompaction as EventCompaction
@@ -263,6 +264,10 @@ class BaseSessionService:
                 app_name=app_name, user_id=user_id, session_id=session_id
             )
         )
+
+    def erase_user(self, *, app_name: str, user_id: str) -> ErasedUser:
+        """Remove all of a user in an app: sessions, expired ones too, and the user's state."""
+        return call(self.asynchronous.erase_user(app_name=app_name, user_id=user_id))
 
     def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """Return a copy of the user's state, keys without their prefix."""

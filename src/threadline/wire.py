@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 from urllib.parse import quote
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from threadline import errors, state
 from threadline.canonical import decode, encode, loads
@@ -79,6 +80,18 @@ class SameSessionBody(Body):
     labels: dict[str, str] | None = None
 
 
+class ChangedSessionBody(Body):
+    """What changes of a session: what is left out stays, and null takes it away.
+
+    `ttl` is in seconds from now and stands for an `expireTime`, so give one of them.
+    """
+
+    display_name: str | UnsetType | None = UNSET
+    labels: dict[str, str] | UnsetType | None = UNSET
+    ttl: float | UnsetType = UNSET
+    expire_time: float | UnsetType | None = UNSET
+
+
 class AppendBody(Body):
     """Events to be stored, all of them or none."""
 
@@ -94,6 +107,20 @@ class PatchBody(Body):
     increment: dict[str, float | int] = {}
     expect: dict[str, Any] = {}
     expect_missing: list[str] = []
+
+
+class AppsAnswer(Answer):
+    """The names of apps, in order."""
+
+    apps: list[str]
+
+
+class ErasedAnswer(Answer):
+    """How much of a user was removed; `stateKeys` are the sessions' and the user's own."""
+
+    sessions: int
+    events: int
+    state_keys: int
 
 
 class SessionAnswer(Answer):
@@ -177,24 +204,27 @@ def segment(id: str) -> str:
     return quote(id, safe="").replace(".", "%2E")
 
 
+APPS_PATH = "/v1/apps"
+
+
+def owner_path(app: str, user: str | None) -> str:
+    """Return the path of a user, or of an app."""
+    return f"{APPS_PATH}/{segment(app)}" + ("" if user is None else f"/users/{segment(user)}")
+
+
 def sessions_path(app: str, user: str | None = None) -> str:
     """Return the path of the sessions of a user, or of all users of an app."""
-    return f"{_owner_path(app, user)}/sessions"
+    return f"{owner_path(app, user)}/sessions"
 
 
-def session_path(app: str, user: str, id: str) -> str:
-    """Return the path of a session."""
+def session_path(app: str, user: str | None, id: str) -> str:
+    """Return the path of a session, or of those that all users of an app have with this id."""
     return f"{sessions_path(app, user)}/{segment(id)}"
 
 
 def state_path(app: str, user: str | None = None, id: str | None = None) -> str:
     """Return the path of the state of a session, a user or an app."""
-    owner = _owner_path(app, user)
-    return f"{owner}/state" if id is None else f"{owner}/sessions/{segment(id)}/state"
-
-
-def _owner_path(app: str, user: str | None) -> str:
-    return f"/v1/apps/{segment(app)}" + ("" if user is None else f"/users/{segment(user)}")
+    return f"{owner_path(app, user) if id is None else session_path(app, user, id)}/state"
 
 
 # -- reading ----------------------------------------------------------------------------
@@ -361,6 +391,7 @@ _STATUS: dict[type[ThreadlineError], int] = {
     errors.EventConflictError: 409,
     errors.StateConflictError: 409,
     errors.RequestTooLargeError: 413,
+    errors.UnsupportedOperationError: 501,
     errors.InvalidInputError: 400,
     errors.StateSchemaError: 400,
     errors.UnauthenticatedError: 401,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from servers_mysql import Server
-from threadline import DatabaseSessionService, Event
+from threadline import DatabaseSessionService, ErasedUser, Event
 
 from .children import Child, running
 from .evidence import survey
@@ -132,6 +132,23 @@ def test_writers_of_the_same_sessions_on_all_nodes_store_every_event_once(
         held = check(cluster, database, writers)
     assert met, "the nodes did not meet"
     report(f"Galera, writers on 3 nodes, rebase: {seconds:.1f} s, {met} conflicts; {held}")
+
+
+def test_what_was_acknowledged_at_one_node_is_erased_at_another(
+    cluster: Galera, database: str
+) -> None:
+    """Also what the other node has not applied yet."""
+    here, there = (DatabaseSessionService(node.server.url(database)) for node in cluster.nodes[:2])
+
+    async def use() -> None:
+        async with here, there:
+            for n in range(10):
+                much = {f"k{key}": "x" * 1000 for key in range(3000)}  # it takes a while to apply
+                await here.create_session(**{**IDS, "session_id": f"s{n}"}, state=much)
+                erased = await there.erase_user(app_name="app", user_id="ann")
+                assert erased == ErasedUser(sessions=1, state_keys=3000)
+
+    asyncio.run(use())
 
 
 def test_a_client_that_changes_nodes_finds_what_was_acknowledged(

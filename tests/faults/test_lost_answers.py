@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 import servers
-from threadline import DatabaseSessionService, Session, StorageUnavailableError
+from threadline import DatabaseSessionService, ErasedUser, Session, StorageUnavailableError
 from threadline.testing.service_suite import say
 
 from .evidence import read_all
@@ -156,6 +156,17 @@ def test_a_deletion_whose_answer_was_lost_is_done(url: str) -> None:
         await service.delete_session(**KEY)
         assert proxy.lost == 1
         assert await service.get_session(**KEY) is None
+
+    through_a_proxy(url, use)
+
+
+def test_an_erasure_whose_answer_was_lost_is_done_and_counted(url: str) -> None:
+    async def use(service: DatabaseSessionService, session: Session, proxy: Proxy) -> None:
+        await service.append_event(session, say(state={"user:n": 1}))
+        proxy.lose_answer_to(a_commit)
+        assert await service.erase_user(**USER) == ErasedUser(sessions=2, events=2, state_keys=2)
+        assert proxy.lost == 1
+        assert (await service.list_sessions(**USER)).sessions == []
 
     through_a_proxy(url, use)
 

@@ -23,6 +23,7 @@ NO_COUNT = "the API counts no events, so a handle read without them has no revis
 NO_NONE = "the API has no state that is None"
 HIDDEN_STATE = "the API shows an app's and a user's state only in a session"
 NO_APPS = "the API lists no engines"
+NO_ERASURE = "the API removes no user's state"
 
 DIFFERENCES = {
     "test_an_id_is_taken_once_per_user_and_app": UNIQUE,
@@ -49,6 +50,10 @@ DIFFERENCES = {
     "test_patch_of_a_missing_session_is_refused": NO_PATCH,
     "test_an_expired_session_is_invisible_at_once": NO_PATCH,
     "test_apps_are_listed": NO_APPS,
+    "test_an_erased_user_is_gone": NO_ERASURE,
+    "test_expired_sessions_are_erased_too": NO_ERASURE,
+    "test_erasing_a_user_who_has_nothing_is_no_error": NO_ERASURE,
+    "test_a_handle_of_an_erased_user_cannot_write": NO_ERASURE,
 }
 SLOW = {
     "test_a_full_read_has_every_event",

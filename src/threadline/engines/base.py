@@ -182,6 +182,14 @@ class SessionChange(msgspec.Struct, frozen=True):
         } | {f"sets_{name}": value is not msgspec.UNSET for name, value in given.items()}
 
 
+class ErasedUser(msgspec.Struct, frozen=True):
+    """How much of a user was removed; `state_keys` are the sessions' and the user's own."""
+
+    sessions: int = 0
+    events: int = 0
+    state_keys: int = 0
+
+
 class EventClashError(Exception):
     """An event id is stored with another body; the service decides whether it says the same."""
 
@@ -259,6 +267,13 @@ class Engine(SessionStore, Protocol):
 
     async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
         """Change a session's title, labels and expiry; tell whether it was there."""
+
+    async def erase(self, user: Scope) -> ErasedUser:
+        """Remove a user's sessions, expired ones too, and the user's state; tell how much it was.
+
+        What another transaction stores meanwhile is removed whole or stays whole: a session with
+        its events and its state, and what the same transaction sets of the user's.
+        """
 
 
 class Migration(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ import msgspec
 from threadline.engines.base import (
     NO_STATE,
     Appended,
+    ErasedUser,
     EventClashError,
     Position,
     Scope,
@@ -220,6 +221,21 @@ class MemoryEngine:
         """Remove a session, its events and its state; tell whether it was there."""
         with self._lock:
             return self._drop(key)
+
+    async def erase(self, user: Scope) -> ErasedUser:
+        """Remove a user's sessions and the user's state; tell how much it was."""
+        with self._lock:
+            threads = [one for scope, one in self._threads.items() if scope.owner == user.owner]
+            scopes = [user, *(thread.key.scopes[2] for thread in threads)]
+            erased = ErasedUser(
+                sessions=len(threads),
+                events=sum(len(thread.log) for thread in threads),
+                state_keys=sum(len(self._copy(scope)) for scope in scopes),
+            )
+            for thread in threads:
+                self._drop(thread.key)
+            self._state.pop(user, None)
+            return erased
 
     # -- under the lock ---------------------------------------------------------------------
 

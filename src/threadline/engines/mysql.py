@@ -23,6 +23,7 @@ import msgspec
 from threadline.engines.base import (
     NO_STATE,
     Appended,
+    ErasedUser,
     SessionRow,
     Snapshot,
     StateRows,
@@ -44,7 +45,7 @@ from threadline.engines.mysql_rows import (
     upsert,
     upserts,
 )
-from threadline.engines.mysql_text import PREFIX, bind, load, renamed, split
+from threadline.engines.mysql_text import PREFIX, bind, chunks, literal, load, renamed, split
 from threadline.engines.pool import EachLoop, Pool
 from threadline.errors import (
     AlreadyExistsError,
@@ -469,5 +470,36 @@ class MysqlEngine:
                 return False
             await db.execute(*drops(sql, place), sql["commit"])
             return True
+
+        return await self._desks.here().run(work)
+
+    async def erase(self, user: Scope) -> ErasedUser:
+        """Remove a user's sessions and the user's state; tell how much it was."""
+        sql, owner = self._sql, user.owner
+        lock = [
+            bind(sql["lock_sessions_of_user"], owner=owner),
+            bind(sql["lock_state_of_user"], owner=owner),
+        ]
+
+        async def work(db: Connection) -> ErasedUser:
+            if db.is_galera:
+                await db.fetch(sql["catch_up"])  # what was stored at another node is erased too
+            held = await db.fetch(sql["begin"], *lock)
+            # What came while others were waited for is not held yet. Where a second look finds no
+            # more, nothing that can be seen is half of what somebody stored.
+            while (again := await db.fetch(*lock)) != held:
+                held = again
+            sessions, names = ([value for (value,) in rows] for rows in held)
+            packet: list[str] = []
+            for session in sessions:
+                packet += drops(sql, {"owner": owner, "session": session})
+            own = len(packet)
+            for chunk in chunks(map(literal, names)):
+                packet.append(bind(sql["delete_state_keys"], owner=owner, session=b"", names=chunk))
+            counts = await db.execute(*packet, sql["commit"])
+            events, keys, _ = (sum(counts[at:own:3]) for at in range(3))
+            return ErasedUser(
+                sessions=len(sessions), events=events, state_keys=keys + sum(counts[own:])
+            )
 
         return await self._desks.here().run(work)

@@ -208,6 +208,16 @@ DELETE FROM threadline_state WHERE owner = %(owner)s AND session = %(session)s
 -- Last of the three, in one transaction.
 DELETE FROM threadline_session WHERE owner = %(owner)s AND session = %(session)s
 
+-- name: lock_sessions_of_user
+-- No event comes to what is locked. In order, so that two that erase do not wait for each other.
+SELECT session FROM threadline_session FORCE INDEX (PRIMARY)
+ WHERE owner = %(owner)s ORDER BY session FOR UPDATE
+
+-- name: lock_state_of_user
+-- Who makes a session or appends to one may set these too, and waits, or is waited for.
+SELECT name FROM threadline_state
+ WHERE owner = %(owner)s AND session = '' ORDER BY name FOR UPDATE
+
 -- name: lock_migrations
 -- One runner at a time; the lock ends with the connection, so none is left behind.
 SELECT GET_LOCK(%(lock)s, %(lock_timeout_s)s)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from threadline.engines import statements
 from threadline.engines.base import (
     Appended,
+    ErasedUser,
     Scope,
     SessionRow,
     Snapshot,
@@ -497,6 +498,27 @@ class PostgresEngine:
         await self._desks.here().run(work)
         return was_there
 
+    async def erase(self, user: Scope) -> ErasedUser:
+        """Remove a user's sessions and the user's state; tell how much it was."""
+        erased = ErasedUser()
+
+        async def work(db: asyncpg.Connection) -> None:
+            nonlocal erased
+            async with db.transaction(isolation="read_committed"):
+                held = await self._hold_user(db, user)
+                # What came while others were waited for is not held yet. Where a second look finds
+                # no more, nothing that can be seen is half of what somebody stored.
+                while (again := await self._hold_user(db, user)) != held:
+                    held = again
+                if any(held):
+                    found = await db.fetchrow(self._sql["delete_user"], user.owner, *held)
+                    erased = ErasedUser(*found)
+                elif erased != ErasedUser():  # by an attempt before this one
+                    await db.execute(self._sql["confirm"])
+
+        await self._desks.here().run(work)
+        return erased
+
     # -- inside a transaction -----------------------------------------------------------
 
     async def _find(self, db: asyncpg.Connection, key: SessionKey) -> SessionRow | None:
@@ -507,6 +529,14 @@ class PostgresEngine:
         row = session_row(found)
         check_row(key, row)
         return row
+
+    async def _hold_user(
+        self, db: asyncpg.Connection, user: Scope
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Hold a user's sessions, then the keys of the user's state, as an append does."""
+        sessions = await db.fetch(self._sql["lock_sessions_of_user"], user.owner)
+        keys = await db.fetch(self._sql["lock_state_of_user"], user.owner)
+        return [session for (session,) in sessions], [key for (key,) in keys]
 
     async def _between(
         self, db: asyncpg.Connection, key: SessionKey, after: int, up_to: int

@@ -313,6 +313,34 @@ WITH log AS (
 )
 DELETE FROM {schema}.threadline_session WHERE owner = $1 AND session = $2
 
+-- name: lock_sessions_of_user
+-- No event comes to what is held. In order, so that two that erase do not wait for each other.
+SELECT session FROM {schema}.threadline_session WHERE owner = $1 ORDER BY session FOR UPDATE
+
+-- name: lock_state_of_user
+-- Who makes a session or appends to one may set these too, and waits, or is waited for.
+SELECT key FROM {schema}.threadline_state
+ WHERE owner = $1 AND session = '' ORDER BY key FOR UPDATE
+
+-- name: delete_user
+-- What the caller holds, and nothing that came since: the sessions with their events and their
+-- state, and the keys of the user's own.
+WITH gone AS (
+    DELETE FROM {schema}.threadline_session
+     WHERE owner = $1 AND session = ANY ($2::bytea[]) RETURNING 1
+), log AS (
+    DELETE FROM {schema}.threadline_event
+     WHERE owner = $1 AND session = ANY ($2::bytea[]) RETURNING 1
+), kept AS (
+    DELETE FROM {schema}.threadline_state
+     WHERE owner = $1 AND session = ANY ($2::bytea[]) RETURNING 1
+), shared AS (
+    DELETE FROM {schema}.threadline_state
+     WHERE owner = $1 AND session = '' AND key = ANY ($3::bytea[]) RETURNING 1
+)
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM log),
+       (SELECT count(*) FROM kept) + (SELECT count(*) FROM shared)
+
 -- name: select_ledger
 -- Whether the ledger is there; the first migration makes it.
 SELECT to_regclass($1) IS NOT NULL

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from threadline.engines.base import (
         Appended,
         Engine,
+        ErasedUser,
         Handle,
         Migratable,
         Migration,
@@ -156,6 +157,16 @@ class ReplicaEngine:
             written.is_deleted = True
             written.forget()
         return was_there
+
+    async def erase(self, user: Scope) -> ErasedUser:
+        """Remove a user's sessions and the user's state; tell how much it was."""
+        erased = await self._primary.erase(user)
+        with self._lock:
+            # Every session of theirs is read with this scope, and so from the primary.
+            written = self._note(user, None)
+            written.is_deleted = True
+            written.forget()
+        return erased
 
     async def describe(self, key: SessionKey, change: SessionChange, *, now: float) -> bool:
         """Change a session's title, labels and expiry; tell whether it was there."""

@@ -20,6 +20,7 @@ from threadline.engines import statements
 from threadline.engines.base import (
     NO_STATE,
     Appended,
+    ErasedUser,
     EventClashError,
     Scope,
     SessionRow,
@@ -346,6 +347,21 @@ class SqliteEngine:
             if row is not None:
                 _drop(db, key, row)
             return row is not None
+
+        return await self._write(work)
+
+    async def erase(self, user: Scope) -> ErasedUser:
+        """Remove a user's sessions and the user's state; tell how much it was."""
+        owner = {"owner": user.owner}
+
+        def work(db: sqlite3.Connection) -> ErasedUser:
+            nos = [no for (no,) in db.execute(SQL["delete_sessions_of_user"], owner).fetchall()]
+            places = ((no << SEQ_BITS, (no + 1) << SEQ_BITS) for no in nos)
+            return ErasedUser(
+                sessions=len(nos),
+                events=db.executemany(SQL["delete_events"], places).rowcount,
+                state_keys=db.execute(SQL["delete_state_of_user"], owner).rowcount,
+            )
 
         return await self._write(work)
 

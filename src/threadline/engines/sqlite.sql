@@ -107,6 +107,14 @@ DELETE FROM threadline_state WHERE owner = :owner AND session = :session
 -- Last of the three, in one transaction.
 DELETE FROM threadline_session WHERE no = :no
 
+-- name: delete_sessions_of_user
+-- Their numbers lead to their events.
+DELETE FROM threadline_session WHERE owner = :owner RETURNING no
+
+-- name: delete_state_of_user
+-- The user's own scope and those of all the user's sessions; the app's has another owner.
+DELETE FROM threadline_state WHERE owner = :owner
+
 -- name: select_tables
 -- Which tables the file has: ours, somebody else's, or none.
 SELECT name FROM sqlite_master WHERE type = 'table'

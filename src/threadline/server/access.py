@@ -30,6 +30,14 @@ class Grant(msgspec.Struct, frozen=True):
     users: frozenset[str] | None = None
     writes: bool = False
 
+    def is_for_app(self, app: str | None) -> bool:
+        """Whether it reaches an app; None stands for all of them."""
+        return self.apps is None or app in self.apps
+
+    def is_for_user(self, user: str | None) -> bool:
+        """Whether it reaches a user; None stands for all of them."""
+        return self.users is None or user in self.users
+
 
 class Access(NamedTuple):
     """What a request is about to touch; `user` is None for an app's state and all its users."""
@@ -42,8 +50,8 @@ class Access(NamedTuple):
 
 def authorize(
     connection: HTTPConnection, *, app: str | None, user: str | None, write: bool
-) -> None:
-    """Raise UnauthenticatedError (401) or PermissionDeniedError (403) unless the key allows it.
+) -> Grant:
+    """Return the key's grant; raise UnauthenticatedError (401) or PermissionDeniedError (403).
 
     `app` and `user` are the decoded ids. `user=None` asks for all users of the app, or for what
     they share; `app=None` asks for all apps.
@@ -53,11 +61,12 @@ def authorize(
         raise UnauthenticatedError(grant)
     if write and not grant.writes:
         raise PermissionDeniedError(f"The key {grant.name!r} may read and not write.")
-    if grant.apps is not None and app not in grant.apps:
+    if not grant.is_for_app(app):
         raise PermissionDeniedError(f"The key {grant.name!r} is not for {_named('app', app)}.")
-    if grant.users is not None and user not in grant.users:
+    if not grant.is_for_user(user):
         raise PermissionDeniedError(f"The key {grant.name!r} is not for {_named('user', user)}.")
     connection.scope[ACCESS] = Access(grant, app, user, write)
+    return grant
 
 
 def authorize_part(connection: HTTPConnection, *, app: str | None, write: bool) -> Grant:
@@ -69,13 +78,12 @@ def authorize_part(connection: HTTPConnection, *, app: str | None, write: bool) 
     grant = connection.scope.get(GRANT)
     users = grant.users if isinstance(grant, Grant) else None
     apps = grant.apps if isinstance(grant, Grant) and app is None else None
-    authorize(
+    return authorize(
         connection,
         app=min(apps) if apps else app,
         user=min(users) if users else None,
         write=write,
     )
-    return connection.scope[ACCESS].grant  # type: ignore[no-any-return]
 
 
 def open_to_all(connection: HTTPConnection) -> None:

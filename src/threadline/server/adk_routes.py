@@ -101,11 +101,7 @@ class _Api:
     async def list_apps(self, request: Request) -> Any:
         """List the apps that have sessions and that the key is for."""
         grant = authorize_part(request, app=None, write=False)
-        apps = [
-            app
-            for app in await self._service.list_apps()
-            if grant.apps is None or app in grant.apps
-        ]
+        apps = [app for app in await self._service.list_apps() if grant.is_for_app(app)]
         if request.query_params.get("detailed", "").lower() not in ("true", "1"):
             return apps
         return {

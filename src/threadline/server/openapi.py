@@ -97,7 +97,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
 def _name(operation: Operation) -> str:
     """Return a name that no other operation has: the handler's, and of whom it is."""
     of = [part for part in ("app", "user", "session") if f"{{{part}:" in operation.path]
-    return f"{operation.handler.__name__}_of_{of[-1]}"
+    return "_of_".join([operation.handler.__name__, *of[-1:]])
 
 
 def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:

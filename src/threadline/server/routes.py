@@ -25,7 +25,7 @@ from threadline.errors import (
 from threadline.models import Event, GetSessionConfig, Session
 from threadline.patch import MISSING
 from threadline.server import paths as paths  # it knows `{app:id}`
-from threadline.server.access import authorize
+from threadline.server.access import authorize, authorize_part
 from threadline.server.heads import Heads
 from threadline.state import split
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.routing import BaseRoute
 
+    from threadline.server.access import Grant
     from threadline.server.heads import Ids
     from threadline.server.stream import Tails
     from threadline.service import BaseSessionService, OnStale, Order
@@ -91,6 +92,7 @@ class Ask(NamedTuple):
     tails: Tails
     heads: Heads
     request: Request
+    grant: Grant
     app: str
     user: str
     session: str
@@ -121,11 +123,31 @@ class Operation(NamedTuple):
     status: int = 200
     refusals: tuple[type[ThreadlineError], ...] = ()
     headers: tuple[str, ...] = ()
+    in_part: bool = False
+    """Whether a key that does not reach all is answered with what it reaches, and not refused."""
 
     @property
     def summary(self) -> str:
         """What it does, in a sentence."""
         return (self.handler.__doc__ or "").partition("\n")[0]
+
+
+# -- apps and users ---------------------------------------------------------------------
+
+
+async def list_apps(ask: Ask) -> Response:
+    """List the apps that have sessions and that the key is for."""
+    apps = [app for app in await ask.service.list_apps() if ask.grant.is_for_app(app)]
+    return _answer(wire.AppsAnswer(apps=apps))
+
+
+async def erase_user(ask: Ask) -> Response:
+    """Remove all of a user: sessions, expired ones too, and the user's state.
+
+    To repeat it is harmless. The answer counts what this request has removed.
+    """
+    erased = await ask.service.erase_user(app_name=ask.app, user_id=ask.user)
+    return _answer(wire.ErasedAnswer(**msgspec.structs.asdict(erased)))
 
 
 # -- sessions ---------------------------------------------------------------------------
@@ -143,12 +165,16 @@ async def list_sessions(ask: Ask) -> Response:
         descending=ask.query.descending,
         include_state=ask.query.state,
     )
-    return _answer(
-        wire.SessionsAnswer(
-            sessions=[msgspec.Raw(wire.session_body(session)) for session in page.sessions],
-            next_cursor=page.next_cursor,
-        )
-    )
+    return _sessions(page.sessions, page.next_cursor)
+
+
+async def find_sessions(ask: Ask) -> Response:
+    """List the app's sessions with this id, one for each user that has one.
+
+    They come by user, without state and events, and only those of users that the key is for.
+    """
+    found = await ask.service.find_sessions(app_name=ask.app, session_id=ask.session)
+    return _sessions([session for session in found if ask.grant.is_for_user(session.user_id)])
 
 
 async def create_session(ask: Ask) -> Response:
@@ -178,6 +204,16 @@ async def get_session(ask: Ask) -> Response:
     return _session(ask, session)
 
 
+async def update_session(ask: Ask) -> Response:
+    """Change a session's title, labels or expiry; return it without its events.
+
+    What is left out stays, and null takes it away. No revision changes.
+    """
+    given = msgspec.structs.asdict(ask.body).items()
+    changes = {name: value for name, value in given if value is not msgspec.UNSET}
+    return _session(ask, await ask.service.update_session(**ask.of_session, **changes))
+
+
 async def delete_session(ask: Ask) -> Response:
     """Remove a session, its events and its state; a missing one is no error."""
     await ask.service.delete_session(**ask.of_session)
@@ -187,6 +223,11 @@ async def delete_session(ask: Ask) -> Response:
 def _facts(body: wire.NewSessionBody | wire.SameSessionBody) -> dict[str, Any]:
     names = wire.SameSessionBody.__struct_fields__
     return {name: getattr(body, name) for name in names}
+
+
+def _sessions(sessions: Iterable[Session], next_cursor: str | None = None) -> Response:
+    bodies = [msgspec.Raw(wire.session_body(session)) for session in sessions]
+    return _answer(wire.SessionsAnswer(sessions=bodies, next_cursor=next_cursor))
 
 
 def _session(ask: Ask, session: Session, status: int = 200) -> Response:
@@ -375,16 +416,23 @@ async def patch_state(ask: Ask) -> Response:
 
 # -- the table --------------------------------------------------------------------------
 
-_APP = "/v1/apps/{app:id}"
+_APPS = "/v1/apps"
+_APP = _APPS + "/{app:id}"
 _USER = _APP + "/users/{user:id}"
 _SESSION = _USER + "/sessions/{session:id}"
 
 OPERATIONS = (
+    Operation("GET", _APPS, list_apps, answer=wire.AppsAnswer, in_part=True),
+    Operation("DELETE", _USER, erase_user, write=True, answer=wire.ErasedAnswer),
     *(
         Operation(
             "GET", f"{of}/sessions", list_sessions, query=SessionsWanted, answer=wire.SessionsAnswer
         )
         for of in (_APP, _USER)
+    ),
+    Operation(
+        "GET", f"{_APP}/sessions/{{session:id}}", find_sessions, answer=wire.SessionsAnswer,
+        in_part=True,
     ),
     Operation(
         "POST", f"{_USER}/sessions", create_session, write=True, body=wire.NewSessionBody,
@@ -397,6 +445,10 @@ OPERATIONS = (
     Operation(
         "PUT", _SESSION, get_or_create_session, write=True, body=wire.SameSessionBody,
         answer=wire.SessionAnswer,
+    ),
+    Operation(
+        "PATCH", _SESSION, update_session, write=True, body=wire.ChangedSessionBody,
+        answer=wire.SessionAnswer, refusals=(SessionNotFoundError,),
     ),
     Operation("DELETE", _SESSION, delete_session, write=True, status=204),
     Operation(
@@ -455,14 +507,18 @@ def _endpoint(
     async def endpoint(request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
         operation, ids = operations[method], request.path_params
-        app, user = ids["app"], ids.get("user")
-        authorize(request, app=app, user=user, write=operation.write)
+        app, user = ids.get("app"), ids.get("user")
+        if operation.in_part:
+            grant = authorize_part(request, app=app, write=operation.write)
+        else:
+            grant = authorize(request, app=app, user=user, write=operation.write)
         ask = Ask(
             service=service,
             tails=tails,
             heads=heads,
             request=request,
-            app=app,
+            grant=grant,
+            app=app or "",
             user=user or "",
             session=ids.get("session", ""),
             query=_query(request, operation.query),

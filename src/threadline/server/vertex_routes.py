@@ -302,7 +302,7 @@ class _Api:
         found = [
             session
             for session in await self._service.find_sessions(app_name=engine, session_id=id)
-            if grant.users is None or session.user_id in grant.users
+            if grant.is_for_user(session.user_id)
         ]
         name = wire.name_of(_parent(request, engine), "sessions", id)
         if not found:

@@ -7,6 +7,7 @@ what only the seam shows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 from threadline.engines.base import (
     NO_STATE,
     Engine,
+    ErasedUser,
     EventClashError,
     Handle,
     NewEvent,
@@ -244,6 +246,73 @@ class EngineSuite:
         await created(engine)
         assert await engine.delete(KEY) is True
         assert await engine.delete(KEY) is False
+
+    async def test_erase_tells_how_much_it_removed(self, engine: Engine) -> None:
+        await prepared(engine)
+        user, others = KEY.scopes[1], session_key("app", "other", "s")
+        for key, expires in (
+            (KEY, None),
+            (session_key("app", "user", "gone"), 2.0),
+            (others, None),
+        ):
+            new = NewSession(key=key, created=1.0, expires=expires)
+            snapshot = await engine.create(
+                new, StateRows({"a": b"1"}, {"u": b"2"}, {"s": b"3", "t": b"4"}), now=1
+            )
+            handle = Handle(key=key, revision=0, incarnation=snapshot.session.incarnation)
+            await engine.append(handle, [event(), event(), event()], rebase=False, now=1)
+        assert await engine.erase(user) == ErasedUser(sessions=2, events=6, state_keys=5)
+        assert await engine.erase(user) == ErasedUser()
+        assert await engine.state(user) == {}
+        assert await engine.state(Scope(KEY.app_key)) == {"a": b"1"}
+        kept = await engine.load(others, Window(), now=1)
+        assert kept is not None
+        assert len(kept.events) == 3
+        assert kept.state == StateRows({"a": b"1"}, {"u": b"2"}, {"s": b"3", "t": b"4"})
+
+    async def test_what_comes_while_a_user_is_erased_goes_whole_or_stays_whole(
+        self, engine: Engine
+    ) -> None:
+        await prepared(engine)
+        user = KEY.scopes[1]
+
+        async def create(id: str) -> Handle:
+            key = session_key("app", "user", id)
+            state = StateRows({}, {id: b"1", "last": b"1"}, {"k": b"1"})
+            snapshot = await engine.create(NewSession(key=key, created=1.0), state, now=1)
+            return Handle(key=key, revision=0, incarnation=snapshot.session.incarnation)
+
+        async def append(handle: Handle) -> None:
+            state = StateRows({}, {f"of {handle.key.id}": b"1"}, {"k": b"2"})
+            new = msgspec.structs.replace(event(), state=state)
+            with contextlib.suppress(SessionNotFoundError):
+                await engine.append(handle, [new], rebase=True, now=1)
+
+        for round in range(5):
+            old = [await create(f"old {round} {n}") for n in range(6)]
+            ids = [f"new {round} {n}" for n in range(12)]
+            await asyncio.gather(
+                *map(create, ids[:4]),
+                *map(append, old),
+                engine.erase(user),
+                *map(create, ids[4:]),
+                *map(append, old),
+            )
+            query = SessionQuery(app_key=KEY.app_key, owner=KEY.owner)
+            stayed = await engine.sessions(query, now=1)
+            names = {row.id for row, _ in stayed}
+            assert names <= {*ids}
+            # A state of the user's is there if and only if a session is that came with it.
+            assert set(await engine.state(user)) == names | ({"last"} if names else set())
+            assert all(state.session == {"k": b"1"} for _, state in stayed)
+            await engine.erase(user)
+            for handle in old:  # rows that were left behind would show again
+                again = await engine.create(
+                    NewSession(key=handle.key, created=1.0), NO_STATE, now=1
+                )
+                assert again == await engine.load(handle.key, Window(), now=1)
+                assert again.state == NO_STATE
+            await engine.erase(user)
 
     async def test_sessions_begin_after_a_position(self, engine: Engine) -> None:
         await prepared(engine)

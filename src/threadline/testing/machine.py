@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from threadline import clock
 from threadline.canonical import dump, encode
 from threadline.content import Content, FunctionCall, Part
+from threadline.engines.base import ErasedUser
 from threadline.errors import StaleSessionError, ThreadlineError
 from threadline.models import Event, EventActions, GetSessionConfig, Session
 from threadline.patch import MISSING
@@ -195,6 +196,33 @@ class SessionMachine(RuleBasedStateMachine):
         self.both(lambda service, side: service.refresh(_side(pair, side)))
         self._check(pair)
 
+    @rule(
+        pair=pairs,
+        changes=st.fixed_dictionaries(
+            {},
+            optional={
+                "display_name": st.none() | _any_text,
+                "labels": st.none() | st.dictionaries(_any_text, _any_text, max_size=2),
+                "ttl": st.sampled_from([5.0, 0.0]),
+                "expire_time": st.sampled_from([None, 1010.0]),
+            },
+        ),
+    )
+    def update(self, pair: Pair, changes: Any) -> None:
+        """Change a session's title, labels and expiry."""
+        known = pair.reference
+        self.both(
+            lambda service, _: service.update_session(
+                app_name=known.app_name, user_id=known.user_id, session_id=known.id, **changes
+            )
+        )
+
+    @rule(app=ids, id=ids)
+    def look(self, app: str, id: str) -> None:
+        """Find sessions by their id, and list the apps."""
+        self.both(lambda service, _: service.find_sessions(app_name=app, session_id=id))
+        self.both(lambda service, _: service.list_apps())
+
     @rule(pair=pairs)
     def delete(self, pair: Pair) -> None:
         """Delete a session."""
@@ -203,6 +231,14 @@ class SessionMachine(RuleBasedStateMachine):
             lambda service, _: service.delete_session(
                 app_name=known.app_name, user_id=known.user_id, session_id=known.id
             )
+        )
+
+    @rule(pair=pairs)
+    def erase(self, pair: Pair) -> None:
+        """Erase a user."""
+        known = pair.reference
+        self.both(
+            lambda service, _: service.erase_user(app_name=known.app_name, user_id=known.user_id)
         )
 
     @rule(
@@ -356,6 +392,8 @@ def shown(outcome: Any) -> Any:
         return [shown(item) for item in outcome]
     if isinstance(outcome, dict):
         return {key: encode(value) for key, value in outcome.items()}
+    if isinstance(outcome, ErasedUser):
+        return outcome
     if isinstance(outcome, msgspec.Struct):  # a page; its cursor is its service's own
         page = {f: getattr(outcome, f) for f in outcome.__struct_fields__}
         page["next_cursor"] = page.get("next_cursor") is not None

@@ -14,6 +14,7 @@ import pytest
 from threadline import clock
 from threadline.canonical import is_same
 from threadline.content import Blob, Content, FunctionCall, FunctionResponse, Part
+from threadline.engines.base import ErasedUser
 from threadline.errors import (
     AlreadyExistsError,
     EventConflictError,
@@ -935,6 +936,58 @@ class ServiceSuite:
             await service.refresh(old)
         assert (await reload(service, new)).events == []
 
+    async def test_an_erased_user_is_gone(self, service: BaseSessionService) -> None:
+        state = {"a": 1, "user:b": 2, "app:c": 3}
+        kept = []
+        for app, user in (("app", "other"), ("other", "user"), ("app", "user"), ("app", "user")):
+            session = await service.create_session(app_name=app, user_id=user, state=state)
+            await service.append_events(session, [say(), say(state={"d": 4})])
+            kept.append(session)
+        erased = await service.erase_user(**IDS)
+        assert erased == ErasedUser(sessions=2, events=4, state_keys=5)
+        assert (await service.list_sessions(**IDS)).sessions == []
+        assert [await service.get_session(**IDS, session_id=one.id) for one in kept[2:]] == [
+            None
+        ] * 2
+        assert await service.get_user_state(**IDS) == {}
+        assert await service.get_app_state(app_name="app") == {"c": 3}
+        for session in kept[:2]:
+            assert await reload(service, session) == session
+
+    async def test_expired_sessions_are_erased_too(self, service: BaseSessionService) -> None:
+        with clock.replaced(now=lambda: 1000.0):
+            session = await service.create_session(**IDS, ttl=60)
+            await service.append_event(session, say())
+        with clock.replaced(now=lambda: 1060.0):
+            assert await service.erase_user(**IDS) == ErasedUser(sessions=1, events=1)
+
+    async def test_erasing_a_user_who_has_nothing_is_no_error(
+        self, service: BaseSessionService
+    ) -> None:
+        await service.patch_state(**IDS, set={"a": 1})
+        assert await service.erase_user(**IDS) == ErasedUser(state_keys=1)
+        assert await service.erase_user(**IDS) == ErasedUser()
+        with pytest.raises(InvalidIdError):
+            await service.erase_user(app_name="app", user_id="")
+
+    async def test_a_handle_of_an_erased_user_cannot_write(
+        self, service: BaseSessionService
+    ) -> None:
+        old = await service.create_session(**IDS, session_id="s", state={"a": 1, "user:b": 2})
+        await service.append_event(old, say(id="x"))
+        await service.erase_user(**IDS)
+        policies: list[Any] = ["raise", "rebase"]
+        for _ in range(2):  # before its id is taken again, and after
+            for policy in policies:
+                with pytest.raises(SessionNotFoundError):
+                    await service.append_event(old, say(), on_stale=policy)
+            with pytest.raises(SessionNotFoundError):
+                await service.refresh(old)
+            new = await service.get_or_create_session(**IDS, session_id="s")
+            assert (new.state, new.events, new.revision) == ({}, [], 0)
+            assert new.incarnation != old.incarnation
+        assert (await service.append_event(new, say("other", id="x"))).seq == 1
+
     # -- expiry -----------------------------------------------------------------------------
 
     async def test_an_expired_session_is_invisible_at_once(
@@ -957,6 +1010,54 @@ class ServiceSuite:
             with pytest.raises(SessionNotFoundError):
                 await service.append_event(session, say())
 
+    async def test_ttl_and_expire_time_are_checked(self, service: BaseSessionService) -> None:
+        for wrong in (
+            {"ttl": 1, "expire_time": 1}, {"ttl": 0}, {"ttl": -1}, {"ttl": float("nan")},
+            {"ttl": "60s"}, {"expire_time": float("inf")},
+        ):  # fmt: skip
+            with pytest.raises(InvalidInputError):
+                await service.create_session(**IDS, **wrong)
+
+    # -- titles, labels and expiry that change ------------------------------------------------
+
+    async def test_update_session_changes_what_is_given(self, service: BaseSessionService) -> None:
+        ids = {**IDS, "session_id": "s"}
+        with clock.replaced(now=lambda: 1000.0):
+            made = await service.create_session(
+                **ids, display_name="d", labels={"a": "b"}, ttl=60, state={"k": 1}
+            )
+            for given in (
+                {"display_name": "e"},
+                {"labels": {"c": "d"}},
+                {"ttl": 90},
+                {"expire_time": 2000.0},
+                {"display_name": None, "labels": None, "expire_time": None},
+            ):
+                changed: Any = {"expire_time": 1090.0} if "ttl" in given else {**given}
+                if changed.get("labels", True) is None:
+                    changed["labels"] = {}
+                made = msgspec.structs.replace(made, **changed)
+                assert await service.update_session(**ids, **given) == made
+                assert await service.get_session(**ids) == made
+
+    async def test_update_session_makes_no_handle_stale(self, service: BaseSessionService) -> None:
+        session = await service.create_session(**IDS)
+        await service.update_session(**IDS, session_id=session.id, display_name="d")
+        assert (await service.append_event(session, say())).seq == 1
+
+    async def test_update_session_refuses_what_is_missing_or_wrong(
+        self, service: BaseSessionService
+    ) -> None:
+        with pytest.raises(SessionNotFoundError):
+            await service.update_session(**IDS, session_id="s", display_name="d")
+        session = await service.create_session(**IDS, session_id="s")
+        for wrong in ({"ttl": 0}, {"ttl": 1, "expire_time": None}, {"labels": {"a": 1}}):
+            with pytest.raises(InvalidInputError):
+                await service.update_session(**IDS, session_id="s", **wrong)
+        assert await reload(service, session) == session
+
+    # -- looking around ---------------------------------------------------------------------
+
     async def test_find_sessions_finds_each_user_that_has_the_id(
         self, service: BaseSessionService
     ) -> None:
@@ -974,10 +1075,7 @@ class ServiceSuite:
         (found,) = await service.find_sessions(app_name=IDS["app_name"], session_id="s")
         assert (await service.append_event(found, say("two"))).seq == 2
 
-    async def test_ttl_and_expire_time_are_checked(self, service: BaseSessionService) -> None:
-        for wrong in (
-            {"ttl": 1, "expire_time": 1}, {"ttl": 0}, {"ttl": -1}, {"ttl": float("nan")},
-            {"ttl": "60s"}, {"expire_time": float("inf")},
-        ):  # fmt: skip
-            with pytest.raises(InvalidInputError):
-                await service.create_session(**IDS, **wrong)
+    async def test_apps_are_listed(self, service: BaseSessionService) -> None:
+        for app in ("b", "a", "b"):
+            await service.create_session(app_name=app, user_id="u")
+        assert await service.list_apps() == ["a", "b"]

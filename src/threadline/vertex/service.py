@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from google.auth.credentials import Credentials
 
-    from threadline.engines.base import EventRow, Handle, NewEvent, SessionKey
+    from threadline.engines.base import ErasedUser, EventRow, Handle, NewEvent, SessionKey
     from threadline.models import GetSessionConfig, Session
     from threadline.service import OnStale, Order
 
@@ -384,6 +384,18 @@ class VertexAiSessionService(HandleSessionService):
             await self._client.call(_Operation, "DELETE", self._path(key))
         except SessionNotFoundError:
             return  # somebody else was first, or an earlier try of ours
+
+    async def erase_user(
+        self,
+        *,
+        app_name: str,  # noqa: ARG002 - refused whatever they are
+        user_id: str,  # noqa: ARG002
+    ) -> ErasedUser:
+        """Refuse: UnsupportedOperationError."""
+        raise UnsupportedOperationError(
+            "The Sessions API of Vertex AI removes no user's state, so nothing was erased. List "
+            "the user's sessions and delete each."
+        )
 
     # -- events -------------------------------------------------------------------------
 
