@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from threadline.errors import InvalidInputError, MissingExtraError
+from threadline.server import adk_ui
 from threadline.server.app import BODY_BYTES_MAX, create_app
 from threadline.server.auth import KeyFile, is_loopback
 from threadline.store import DatabaseSessionService
@@ -45,10 +46,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keys: str | None = None
     cors_origins: tuple[str, ...] = ()
     body_bytes_max: int = BODY_BYTES_MAX
+    with_adk_ui: bool = False
     drain_s: int = 30
 
     def check(self) -> None:
-        """Raise InvalidInputError for what cannot be served."""
+        """Raise what stands against serving."""
         if self.keys is None and not is_loopback(self.host):
             raise InvalidInputError(
                 f"Whoever reaches {self.host} could read every conversation: name a file of keys "
@@ -56,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.keys is not None:
             KeyFile(self.keys).all()
+        if self.with_adk_ui:
+            adk_ui.folder()
 
 
 class Server(uvicorn.Server):
@@ -74,6 +78,8 @@ def serve(settings: Settings) -> None:
     asyncio.run(_prepare(settings))
     listener = _listen(settings.host, settings.port)
     log.info("Serving on http://%s:%d", *listener.getsockname()[:2])
+    if settings.with_adk_ui:
+        log.info("ADK's web UI is at %s/", adk_ui.PATH)
     if settings.workers == 1:
         _work(settings, listener)
     else:
@@ -111,6 +117,7 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         keys=keys,
         cors_origins=settings.cors_origins,
         body_bytes_max=settings.body_bytes_max,
+        with_adk_ui=settings.with_adk_ui,
     )
     # uvicorn raises the signal again when it has ended gracefully; that is no failure.
     for name in (signal.SIGTERM, signal.SIGINT):
