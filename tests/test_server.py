@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import socket
 import sqlite3
 import subprocess
@@ -644,10 +645,15 @@ def test_the_document_is_valid(http: httpx.Client) -> None:
 
 def test_the_page_of_the_document_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
     page = http.get("/docs").text
-    assert "append_events" in page or "Store events at the end" in page
+    assert "Store events at the end" in page
     assert "http://" not in page
     assert "https://" not in page
     assert "<script" not in page
+
+
+def test_the_page_leads_to_every_operation_and_type_that_it_shows(http: httpx.Client) -> None:
+    page = http.get("/docs").text
+    assert {*re.findall('href="#(.+?)"', page)} == {*re.findall(' id="(.+?)"', page)}
 
 
 def test_metrics_count_requests_by_route_and_name_nobody(http: httpx.Client) -> None:
