@@ -750,6 +750,23 @@ def test_two_processes_serve_one_database_and_end_gracefully(tmp_path: Path) -> 
     assert asyncio.run(stored()) == set(answered)
 
 
+def test_a_signal_that_comes_while_it_starts_is_not_lost(tmp_path: Path) -> None:
+    script = """
+import signal, sys
+from threadline.server import process
+
+class Server(process.Server):
+    def run(self, sockets):
+        signal.raise_signal(signal.SIGTERM)  # nobody listens to it yet but ourselves
+        super().run(sockets)
+
+process.Server = Server
+process.serve(process.Settings(db=sys.argv[1], port=0))
+"""
+    db = f"sqlite:///{tmp_path}/s.db"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, db], check=True, timeout=30)
+
+
 def test_a_tail_ends_when_the_server_does(tmp_path: Path) -> None:
     with (
         command(f"sqlite:///{tmp_path}/s.db") as running,

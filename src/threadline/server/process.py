@@ -119,10 +119,16 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         body_bytes_max=settings.body_bytes_max,
         with_adk_ui=settings.with_adk_ui,
     )
-    # uvicorn raises the signal again when it has ended gracefully; that is no failure.
+    running = server(app, drain_s=settings.drain_s)
+
+    def end(*_: object) -> None:
+        running.should_exit = True
+
+    # uvicorn listens a moment later, and raises the signal again when it has ended gracefully:
+    # what comes before must not be lost, and what comes after is no failure.
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: None)
-    server(app, drain_s=settings.drain_s).run(sockets=[listener])
+        signal.signal(name, end)
+    running.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
