@@ -57,7 +57,10 @@ def running(command: list[str], environment: dict[str, str], **user: Any) -> Ite
         yield url
     finally:
         process.terminate()
-        assert process.wait(timeout=40) == 0
+        try:
+            assert process.wait(timeout=40) == 0
+        finally:
+            process.kill()
 
 
 def check_key(url: str, key: str) -> None:

@@ -489,6 +489,20 @@ def test_without_keys_another_name_of_this_machine_is_refused(http: httpx.Client
     assert refusal(answer) == (401, "UnauthenticatedError")
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("https://a.example", 200), ("http://localhost:3000", 200), ("null", 401), ("http://[", 401)],
+)
+def test_without_keys_pages_of_other_sites_write_nothing(
+    service: BaseSessionService, origin: str, status: int
+) -> None:
+    # What a page may send without being asked for: no preflight comes before it.
+    headers = {"origin": origin, "content-type": "text/plain"}
+    with served(service, cors_origins=["https://a.example"]) as url:
+        answer = plain.post(f"{url}/apps/a/users/u/sessions", content="{}", headers=headers)
+        assert answer.status_code == status
+
+
 def test_no_origin_may_call_unless_it_was_named(service: BaseSessionService) -> None:
     origin = {"origin": "https://a.example"}
     with served(service) as url:

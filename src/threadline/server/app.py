@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,10 @@ def create_app(
             Middleware(Observation, metrics=numbers),
             *([cors] if cors_origins else []),
             Middleware(Compression),
-            Middleware(Authentication, authenticate=keys or loopback_only),
+            Middleware(
+                Authentication,
+                authenticate=keys or functools.partial(loopback_only, origins=cors_origins),
+            ),
             Middleware(BodyLimit, bytes_max=body_bytes_max),
         ],
         exception_handlers={
