@@ -155,6 +155,48 @@ def test_a_patch_sets_state_through_an_event(http: httpx.Client) -> None:
     assert http.patch(f"{SESSIONS}/missing", json={"stateDelta": {}}).status_code == 404
 
 
+def test_a_title_is_the_display_name_and_what_the_ui_keeps_in_state(
+    http: httpx.Client, service: BaseSessionService
+) -> None:
+    def titles() -> tuple[str, str | None]:
+        shown = http.get(S).json()["state"]["__session_metadata__"]
+        stored = asyncio.run(service.get_session(app_name="demo", user_id="u", session_id="s"))
+        assert stored is not None
+        assert shown["pinned"] is True
+        return shown["displayName"], stored.display_name
+
+    http.post(S, json={"__session_metadata__": {"displayName": "made in the UI", "pinned": True}})
+    assert titles() == ("made in the UI",) * 2
+    ids = {"app_name": "demo", "user_id": "u", "session_id": "s"}
+    asyncio.run(service.update_session(**ids, display_name="changed elsewhere"))
+    assert titles() == ("changed elsewhere",) * 2
+    metadata = {"displayName": "changed in the UI", "pinned": True}
+    http.patch(S, json={"stateDelta": {"__session_metadata__": metadata}})
+    assert titles() == ("changed in the UI",) * 2
+
+
+@pytest.mark.parametrize("metadata", [None, 5, {}, {"displayName": None}, {"displayName": [1]}])
+def test_metadata_without_a_title_is_kept_as_it_is(http: httpx.Client, metadata: Any) -> None:
+    state = {"__session_metadata__": metadata}
+    assert http.post(S, json=state).json()["state"] == state
+    assert http.patch(S, json={"stateDelta": state}).json()["state"] == state
+
+
+def test_what_agents_leave_behind_is_listed_as_empty(http: httpx.Client) -> None:
+    for what in ("eval_sets", "eval_results", "debug/trace/session/s"):
+        assert http.get(f"/dev/apps/demo/{what}").json() == []
+    file = http.get("/dev/apps/demo/builder?ts=1")
+    assert (file.status_code, file.text) == (200, "")
+    assert http.get("/config/telemetry").json() == {"telemetry": False}
+
+
+def test_a_turn_is_refused_where_its_caller_reads_the_reason(http: httpx.Client) -> None:
+    run, run_sse = (http.post(path, json={"appName": "demo"}) for path in ("/run", "/run_sse"))
+    assert run.status_code == run_sse.status_code == 501
+    reason = run.json()["detail"]
+    assert run_sse.text == f'data: {{"error": "{reason}"}}\n\n'
+
+
 def test_a_missing_session_is_not_found_and_its_delete_no_error(http: httpx.Client) -> None:
     answer = http.get(S)
     assert (answer.status_code, answer.json()) == (404, {"detail": "Session not found"})
@@ -207,7 +249,11 @@ def test_a_key_shows_its_apps_and_its_user(service: BaseSessionService) -> None:
     ):
         assert http.get("/list-apps").json() == ["demo"]
         assert http.get(S).status_code == 200
-        for path in ("/apps/other/users/u/sessions", "/apps/demo/users/v/sessions"):
+        for path in (
+            "/apps/other/users/u/sessions",
+            "/apps/demo/users/v/sessions",
+            "/dev/apps/other/eval_sets",
+        ):
             assert http.get(path).status_code == 403
         assert http.delete(S).status_code == 403
 
@@ -218,6 +264,6 @@ def test_without_a_key_only_the_version_is_told(service: BaseSessionService) -> 
         httpx.Client(base_url=url, verify=False) as http,
     ):
         assert http.get("/version").status_code == 200
-        for path in ("/list-apps", SESSIONS, S):
+        for path in ("/list-apps", SESSIONS, S, "/dev/apps/demo/eval_sets"):
             answer = http.get(path)
             assert (answer.status_code, answer.json()) == (401, {"detail": "Send a key."})

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import socket
 import sqlite3
 import subprocess
@@ -553,6 +554,20 @@ def test_without_keys_another_name_of_this_machine_is_refused(http: httpx.Client
     assert refusal(answer) == (401, "UnauthenticatedError")
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("https://a.example", 200), ("http://localhost:3000", 200), ("null", 401), ("http://[", 401)],
+)
+def test_without_keys_pages_of_other_sites_write_nothing(
+    service: BaseSessionService, origin: str, status: int
+) -> None:
+    # What a page may send without being asked for: no preflight comes before it.
+    headers = {"origin": origin, "content-type": "text/plain"}
+    with served(service, cors_origins=["https://a.example"]) as url:
+        answer = plain.post(f"{url}/apps/a/users/u/sessions", content="{}", headers=headers)
+        assert answer.status_code == status
+
+
 def test_no_origin_may_call_unless_it_was_named(service: BaseSessionService) -> None:
     origin = {"origin": "https://a.example"}
     with served(service) as url:
@@ -709,10 +724,15 @@ def test_the_document_is_valid(http: httpx.Client) -> None:
 
 def test_the_page_of_the_document_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
     page = http.get("/docs").text
-    assert "append_events" in page or "Store events at the end" in page
+    assert "Store events at the end" in page
     assert "http://" not in page
     assert "https://" not in page
     assert "<script" not in page
+
+
+def test_the_page_leads_to_every_operation_and_type_that_it_shows(http: httpx.Client) -> None:
+    page = http.get("/docs").text
+    assert {*re.findall('href="#(.+?)"', page)} == {*re.findall(' id="(.+?)"', page)}
 
 
 def test_metrics_count_requests_by_route_and_name_nobody(http: httpx.Client) -> None:
@@ -814,6 +834,23 @@ def test_two_processes_serve_one_database_and_end_gracefully(tmp_path: Path) -> 
             return {one.id for one in session.events}
 
     assert asyncio.run(stored()) == set(answered)
+
+
+def test_a_signal_that_comes_while_it_starts_is_not_lost(tmp_path: Path) -> None:
+    script = """
+import signal, sys
+from threadline.server import process
+
+class Server(process.Server):
+    def run(self, sockets):
+        signal.raise_signal(signal.SIGTERM)  # nobody listens to it yet but ourselves
+        super().run(sockets)
+
+process.Server = Server
+process.serve(process.Settings(db=sys.argv[1], port=0))
+"""
+    db = f"sqlite:///{tmp_path}/s.db"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, db], check=True, timeout=30)
 
 
 def test_a_tail_ends_when_the_server_does(tmp_path: Path) -> None:

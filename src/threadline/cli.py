@@ -757,6 +757,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web origin whose pages may call; repeatable."),
     ] = None,
+    adk_ui: Annotated[
+        bool, typer.Option("--adk-ui", help="Serve ADK's web UI at /dev-ui/; needs google-adk.")
+    ] = False,
     max_body_mb: Annotated[int, typer.Option(min=1, help="The largest request, in MB.")] = 64,
     drain_seconds: Annotated[
         int, typer.Option(min=0, help="How long requests under way may take at the end.")
@@ -779,6 +782,7 @@ def serve(
                 keys=None if keys is None else str(keys),
                 cors_origins=tuple(cors_origin or ()),
                 body_bytes_max=max_body_mb * 1_000_000,
+                with_adk_ui=adk_ui,
                 drain_s=drain_seconds,
             )
         )

@@ -1,11 +1,13 @@
 """The session routes of ADK's `api_server`, so that its web UI can browse what is stored.
 
-Paths, bodies and answers are those of google-adk 2.13. Agents are not run here: `/run`,
-`/run_sse` and what the UI shows of an agent's code are not served.
+Paths, bodies and answers are those of google-adk 2.13. Agents are not run here: `/run` and
+`/run_sse` say so, and what the UI asks of an agent, its evaluations and traces is answered as
+google-adk answers where there are none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from threadline.errors import (
     RequestTooLargeError,
     SessionNotFoundError,
     ThreadlineError,
+    UnsupportedOperationError,
 )
 from threadline.models import Event, EventActions, Session
 from threadline.server import paths as paths  # registers the convertor `id`
@@ -34,6 +37,11 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Request], Awaitable[Any]]
 
+_LISTS = ("eval_sets", "eval_results", "debug/trace/session/{session:id}")
+"""What the UI lists of an app beside its sessions: the work of agents, which do not run here."""
+_NO_AGENTS = "threadline keeps sessions and runs no agents."
+_METADATA = "__session_metadata__"
+"""The key of a session's state in which the UI keeps its title."""
 _EVAL_PREFIXES = ("adk-eval-session-", "___eval___session___")
 _INTERNAL_PREFIX = "__adk_internal_"
 _OPTIONS = frozenset({"ttl", "expire_time", "display_name", "labels"})
@@ -57,6 +65,11 @@ def routes(service: BaseSessionService) -> list[BaseRoute]:
             PATCH=api.patch,
             DELETE=api.delete,
         ),
+        *(_route(f"/dev/apps/{{app:id}}/{what}", GET=api.none) for what in _LISTS),
+        _route("/dev/apps/{app:id}/builder", GET=api.no_file),
+        _route("/config/telemetry", GET=api.telemetry),
+        _route("/run", POST=api.run),
+        _route("/run_sse", POST=api.run),
     ]
 
 
@@ -64,7 +77,8 @@ def _route(path: str, **handlers: Handler) -> Route:
     async def endpoint(request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
         try:
-            return _json(await handlers[method](request))
+            answer = await handlers[method](request)
+            return answer if isinstance(answer, Response) else _json(answer)
         except ThreadlineError as error:
             return _json({"detail": str(error)}, _status_of(error))
 
@@ -97,6 +111,29 @@ class _Api:
         """Say what answers; the UI shows it."""
         open_to_all(request)
         return {"version": threadline.__version__, "language": "threadline"}
+
+    async def telemetry(self, request: Request) -> Any:
+        """Say that nobody has agreed to report anything."""
+        open_to_all(request)
+        return {"telemetry": False}
+
+    async def none(self, request: Request) -> Any:
+        """List nothing."""
+        authorize_part(request, app=request.path_params["app"], write=False)
+        return []
+
+    async def no_file(self, request: Request) -> Any:
+        """Return the text of an agent's file where there is none."""
+        authorize_part(request, app=request.path_params["app"], write=False)
+        return Response(media_type="text/plain")
+
+    async def run(self, request: Request) -> Any:
+        """Refuse, as JSON, or as the stream in which the UI looks for the reason."""
+        open_to_all(request)
+        if not request.url.path.endswith("_sse"):
+            return _json({"detail": _NO_AGENTS}, 501)
+        refusal = b'data: {"error": "%s"}\n\n' % _NO_AGENTS.encode()
+        return Response(refusal, 501, media_type="text/event-stream")
 
     async def list_apps(self, request: Request) -> Any:
         """List the apps that have sessions and that the key is for."""
@@ -159,6 +196,8 @@ class _Api:
     ) -> Session:
         if state is not None and not isinstance(state, dict):
             raise _MalformedError("state: an object is expected.")
+        if title := _title(state or {}):
+            options.setdefault("display_name", title)
         return await self._service.create_session(
             app_name=app, user_id=user, session_id=id, state=state, **options
         )
@@ -168,7 +207,7 @@ class _Api:
         return _session_to_json(await self._load(request, write=False))
 
     async def patch(self, request: Request) -> Any:
-        """Append an event of the user's that sets state; return the session."""
+        """Set state, and the title with it, through an event by the user; return the session."""
         session = await self._load(request, write=True)
         delta = _field(await _body(request), "stateDelta")
         if not isinstance(delta, dict):
@@ -179,6 +218,15 @@ class _Api:
             actions=EventActions(state_delta=delta),
         )
         await self._service.append_event(session, event, on_stale="rebase")
+        if title := _title(delta):
+            with contextlib.suppress(UnsupportedOperationError):
+                await self._service.update_session(
+                    app_name=session.app_name,
+                    user_id=session.user_id,
+                    session_id=session.id,
+                    display_name=title,
+                )
+                session.display_name = title
         return _session_to_json(session)
 
     async def delete(self, request: Request) -> Any:
@@ -249,12 +297,27 @@ def _events(given: Any) -> list[Event]:
     return events
 
 
+def _title(state: dict[str, Any]) -> str | None:
+    """Return the title that the UI gives a session."""
+    metadata = state.get(_METADATA)
+    title = metadata.get("displayName") if isinstance(metadata, dict) else None
+    return title if isinstance(title, str) else None
+
+
+def _titled(session: Session) -> dict[str, Any]:
+    """Return a session's state with its title where the UI looks for it."""
+    metadata = session.state.get(_METADATA, {})
+    if not session.display_name or not isinstance(metadata, dict):
+        return session.state
+    return {**session.state, _METADATA: {**metadata, "displayName": session.display_name}}
+
+
 def _session_to_json(session: Session) -> dict[str, Any]:
     message = {
         "id": session.id,
         "appName": session.app_name,
         "userId": session.user_id,
-        "state": session.state,
+        "state": _titled(session),
         "events": [_event_to_json(event) for event in session.events],
         "lastUpdateTime": session.last_update_time,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from starlette.routing import Route
 import threadline
 from threadline import wire
 from threadline.errors import ThreadlineError, UnauthenticatedError
-from threadline.server import adk_routes, metrics, openapi, vertex_routes
+from threadline.server import adk_routes, adk_ui, metrics, openapi, vertex_routes
 from threadline.server.access import authorize, open_to_all
 from threadline.server.auth import Authentication, loopback_only
 from threadline.server.layers import BodyLimit, Compression, Observation
@@ -45,6 +46,7 @@ def create_app(
     keys: Authenticate | None = None,
     body_bytes_max: int = BODY_BYTES_MAX,
     cors_origins: Sequence[str] = (),
+    with_adk_ui: bool = False,
     tails: Tails | None = None,
 ) -> Starlette:
     """Return the application over a service, which it opens and closes if it is served itself.
@@ -52,7 +54,8 @@ def create_app(
     `keys` tells whose a request is: a `KeyFile`, or any function of the connection; without it
     only requests from this machine are answered. Mounted, it opens the service at the first
     request, and closing it is the host's business. `cors_origins` are the web origins whose pages
-    may call it; none by default.
+    may call it; none by default. `with_adk_ui` serves ADK's web UI too, from an installed
+    google-adk.
     """
     tails = Tails(service) if tails is None else tails
     numbers = metrics.Metrics(tails.__len__)
@@ -74,6 +77,7 @@ def create_app(
             *routes(service, tails),
             *vertex_routes.routes(service),
             *adk_routes.routes(service),
+            *(adk_ui.routes() if with_adk_ui else []),
             *_own_routes(service, tails, numbers),
         ],
         lifespan=lifespan,
@@ -82,7 +86,10 @@ def create_app(
             Middleware(Observation, metrics=numbers),
             *([cors] if cors_origins else []),
             Middleware(Compression),
-            Middleware(Authentication, authenticate=keys or loopback_only),
+            Middleware(
+                Authentication,
+                authenticate=keys or functools.partial(loopback_only, origins=cors_origins),
+            ),
             Middleware(BodyLimit, bytes_max=body_bytes_max),
         ],
         exception_handlers={

@@ -27,7 +27,7 @@ from threadline.errors import InvalidInputError, StorageError
 from threadline.server.access import GRANT, Grant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -144,25 +144,32 @@ class KeyFile:
             raise StorageError(f"The keys cannot be written to {self._path}: {error}") from error
 
 
-def loopback_only(connection: HTTPConnection) -> Grant | str:
+def loopback_only(connection: HTTPConnection, *, origins: Collection[str] = ()) -> Grant | str:
     """Let in who is on this machine, and nobody else, where no keys are in use.
 
     The name in the Host header is checked too, as a web page could give a name of its own the
-    address of this machine; and a forwarded request comes from elsewhere.
+    address of this machine; a forwarded request comes from elsewhere; and a page from elsewhere
+    can send what a browser sends without asking first, unless its origin is one of `origins`.
     """
     client = connection.client
     headers = connection.headers
     if client is None or not is_loopback(client.host):
         return "This server has no keys, so it answers this machine only."
-    try:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    except ValueError:
-        host = ""
-    if not is_loopback(host):
+    if not is_loopback(_host(f"//{headers.get('host', '')}")):
         return "This server has no keys, so it must be called localhost or 127.0.0.1."
     if "forwarded" in headers or "x-forwarded-for" in headers:
         return "This server has no keys, so it takes no forwarded requests."
+    origin = headers.get("origin")
+    if origin is not None and not {origin, "*"} & {*origins} and not is_loopback(_host(origin)):
+        return "This server has no keys, so it takes nothing from the pages of other sites."
     return Grant("loopback", writes=True)
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ import msgspec
 
 from threadline.connect import is_private
 from threadline.errors import InvalidInputError, MissingExtraError
+from threadline.server import adk_ui
 from threadline.server.app import BODY_BYTES_MAX, create_app
 from threadline.server.auth import KeyFile, is_loopback
 from threadline.store import DatabaseSessionService
@@ -46,10 +47,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keys: str | None = None
     cors_origins: tuple[str, ...] = ()
     body_bytes_max: int = BODY_BYTES_MAX
+    with_adk_ui: bool = False
     drain_s: int = 30
 
     def check(self) -> None:
-        """Raise InvalidInputError for what cannot be served."""
+        """Raise what stands against serving."""
         if self.keys is None and not is_loopback(self.host):
             raise InvalidInputError(
                 f"Whoever reaches {self.host} could read every conversation: name a file of keys "
@@ -62,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.workers} workers would each have sessions of their own in memory: serve a "
                 "database, or with one worker."
             )
+        if self.with_adk_ui:
+            adk_ui.folder()
 
 
 class Server(uvicorn.Server):
@@ -80,6 +84,8 @@ def serve(settings: Settings) -> None:
     asyncio.run(_prepare(settings))
     listener = _listen(settings.host, settings.port)
     log.info("Serving on http://%s:%d", *listener.getsockname()[:2])
+    if settings.with_adk_ui:
+        log.info("ADK's web UI is at %s/", adk_ui.PATH)
     if settings.workers == 1:
         _work(settings, listener)
     else:
@@ -117,11 +123,18 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         keys=keys,
         cors_origins=settings.cors_origins,
         body_bytes_max=settings.body_bytes_max,
+        with_adk_ui=settings.with_adk_ui,
     )
-    # uvicorn raises the signal again when it has ended gracefully; that is no failure.
+    running = server(app, drain_s=settings.drain_s)
+
+    def end(*_: object) -> None:
+        running.should_exit = True
+
+    # uvicorn listens a moment later, and raises the signal again when it has ended gracefully:
+    # what comes before must not be lost, and what comes after is no failure.
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: None)
-    server(app, drain_s=settings.drain_s).run(sockets=[listener])
+        signal.signal(name, end)
+    running.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
