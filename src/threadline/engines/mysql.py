@@ -23,6 +23,7 @@ import msgspec
 from threadline.engines.base import (
     NO_STATE,
     Appended,
+    Head,
     SessionRow,
     Snapshot,
     StateRows,
@@ -44,7 +45,7 @@ from threadline.engines.mysql_rows import (
     upsert,
     upserts,
 )
-from threadline.engines.mysql_text import PREFIX, bind, load, renamed, split
+from threadline.engines.mysql_text import PREFIX, bind, chunks, literals, load, renamed, split
 from threadline.engines.pool import EachLoop, Pool
 from threadline.errors import (
     AlreadyExistsError,
@@ -88,6 +89,7 @@ class MysqlEngine:
 
     dialect = "mysql"
     schema = None
+    channel = None
 
     def __init__(
         self,
@@ -293,6 +295,23 @@ class MysqlEngine:
                 return None
             rows = scoped(states[0]) if state else NO_STATE
             return Snapshot(row, rows, list(events[::-1] if window.newest else events))
+
+        return await self._desks.here().run(work)
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, in one go; None where there is none."""
+        rows = (literals((key.owner, key.session)) for key in keys)
+        selects = [bind(self._sql["select_heads"], keys=some, now=now) for some in chunks(rows)]
+        if not selects:
+            return []
+
+        async def work(db: Connection) -> list[Head | None]:
+            found = {
+                (owner, session): Head(*head)
+                for rows in await db.fetch(*selects)
+                for owner, session, *head in rows
+            }
+            return [found.get((key.owner, key.session)) for key in keys]
 
         return await self._desks.here().run(work)
 
