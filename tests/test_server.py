@@ -34,7 +34,7 @@ from threadline import (
     wire,
 )
 from threadline.server.auth import KeyFile
-from threadline.server.stream import Tails
+from threadline.server.tails import Tails
 from threadline.testing.service_suite import HOSTILE_IDS
 
 SESSIONS = "/v1/apps/app/users/ann/sessions"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from threadline.server.tails import Tails
     from threadline.service import BaseSessionService
 
     Handler = Callable[[Request], Awaitable[Any]]
@@ -42,9 +43,9 @@ _PROTOCOL_FUNCTIONS = frozenset(
 )
 
 
-def routes(service: BaseSessionService) -> list[BaseRoute]:
+def routes(service: BaseSessionService, tails: Tails) -> list[BaseRoute]:
     """Return the routes that ADK's web UI needs to list, show, make, change and delete sessions."""
-    api = _Api(service)
+    api = _Api(service, tails)
     sessions = "/apps/{app:id}/users/{user:id}/sessions"
     return [
         _route("/list-apps", GET=api.list_apps),
@@ -90,8 +91,9 @@ class _MalformedError(InvalidInputError):
 class _Api:
     """The handlers, over one service."""
 
-    def __init__(self, service: BaseSessionService) -> None:
+    def __init__(self, service: BaseSessionService, tails: Tails) -> None:
         self._service = service
+        self._tails = tails
 
     async def version(self, request: Request) -> Any:
         """Say what answers; the UI shows it."""
@@ -183,14 +185,15 @@ class _Api:
             actions=EventActions(state_delta=delta),
         )
         await self._service.append_event(session, event, on_stale="rebase")
+        self._tails.tell((session.app_name, session.user_id, session.id))
         return _session_to_json(session)
 
     async def delete(self, request: Request) -> Any:
         """Delete a session; a missing one is no error."""
         app, user = self._authorize(request, write=True)
-        await self._service.delete_session(
-            app_name=app, user_id=user, session_id=request.path_params["session"]
-        )
+        id = request.path_params["session"]
+        await self._service.delete_session(app_name=app, user_id=user, session_id=id)
+        self._tails.tell((app, user, id))
         return None
 
     def _authorize(self, request: Request, *, write: bool) -> tuple[str, str]:
