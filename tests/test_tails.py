@@ -13,7 +13,7 @@ import pytest
 
 from patient_server import NEVER_S, Patient
 from servers import new_database, on_server, postgres
-from servers_http import plain, served, wait_until
+from servers_http import command, plain, served, wait_until
 from threadline import (
     EngineSessionService,
     Event,
@@ -283,3 +283,17 @@ def test_a_listener_whose_connection_is_killed_listens_again(
         for id in ("1", "2"):  # the second cannot be owed to the look after the new connection
             append(one, id)
             assert reader.data()["id"] == id
+
+
+def test_a_server_that_ends_with_tails_open_stops_listening_without_a_word(database: str) -> None:
+    with command(database) as server:
+        create(server.url)
+        with tail(server.url) as reader:
+            wait_until(lambda: listeners(database))
+            append(server.url, "1")
+            assert reader.data()["id"] == "1"
+            code, written = server.end()
+            assert list(reader.lines) == [""]
+    assert (code, listeners(database)) == (0, [])
+    assert "WARNING" not in written
+    assert "Traceback" not in written

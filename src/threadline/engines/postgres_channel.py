@@ -11,6 +11,7 @@ import base64
 import binascii
 import itertools
 import logging
+import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,11 @@ class PostgresChannel:
         self._desks = desks
         self._sql = sql
         self._name = f"threadline_{digest(schema).hex()}"  # a schema's own may be too long
-        self._sender = secrets.token_hex(4)
+        self._token = secrets.token_hex(4)
+
+    @property
+    def _sender(self) -> str:
+        return f"{self._token}.{os.getpid()}"  # made before a fork, it is of several processes
 
     async def tell(self, scopes: Collection[Scope]) -> None:
         """Send word of sessions to whoever listens in another process."""
@@ -61,21 +66,24 @@ class PostgresChannel:
 
     async def listen(self, hear: Callable[[Scope | None], None]) -> None:
         """Call `hear` with every session of which there is word, until this is cancelled."""
-        pause_s = PAUSE_S
+        pause_s, level = PAUSE_S, logging.WARNING
         while self._driver is not None:
             try:
                 link = await self._driver.connect()
                 try:
-                    if not await self._begin(link.db, hear):
+                    async with asyncio.timeout(PROBE_S):
+                        can_listen = await self._begin(link.db, hear)
+                    if not can_listen:
                         log.info("No word of appends comes through a pooler; tails poll.")
                         return
-                    pause_s = PAUSE_S
+                    pause_s, level = PAUSE_S, logging.WARNING
                     await self._wait_for_loss(link.db)
                 finally:
                     self._driver.drop(link)
             except Exception as error:
                 # Whatever it is may be over at the next attempt; until then, tails poll.
-                log.warning("No word of appends comes in: %s", self._driver.translate(error))
+                log.log(level, "No word of appends comes in: %s", self._driver.translate(error))
+                level = logging.DEBUG  # until it has gone well again
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from threadline import clock
 from threadline.engines.base import session_key
-from threadline.errors import InvalidInputError, ThreadlineError
+from threadline.errors import EngineClosedError, InvalidInputError, ThreadlineError
 from threadline.server.stream import Tail
 from threadline.store import EngineSessionService
 
@@ -30,7 +30,7 @@ log = logging.getLogger("threadline.server")
 POLL_S = 0.5
 HEARTBEAT_S = 15.0
 SEND_TIMEOUT_S = 30.0
-TELL_PAUSE_S = 0.005
+TELL_PAUSE_S = 0.01
 """How long word of appends is collected after some was sent."""
 TELL_REST_S = 5.0
 """How long none is sent after some could not be."""
@@ -163,21 +163,25 @@ class Teller:
         self._untold.add(scope)
         if self._task is None:
             self._task = asyncio.create_task(self._tell())
-            self._task.add_done_callback(self._end)
 
     async def _tell(self) -> None:
-        while self._untold:
-            told, self._untold = self._untold, set()
-            pause_s = TELL_PAUSE_S
-            try:
-                await self._channel.tell(told)
-            except ThreadlineError as error:
-                log.warning("No word of appends goes out: %s", error)
-                pause_s = TELL_REST_S
-            await asyncio.sleep(pause_s)
-
-    def _end(self, _: object) -> None:
-        self._task = None
+        level = logging.WARNING
+        try:
+            while self._untold:
+                told, self._untold = self._untold, set()
+                try:
+                    await self._channel.tell(told)
+                except EngineClosedError:
+                    return  # the server is ending, and whoever listens elsewhere polls
+                except ThreadlineError as error:
+                    log.log(level, "No word of appends goes out: %s", error)
+                    level = logging.DEBUG  # until it has gone well again
+                    await asyncio.sleep(TELL_REST_S)
+                else:
+                    level = logging.WARNING
+                    await asyncio.sleep(TELL_PAUSE_S)
+        finally:
+            self._task = None
 
 
 def _place(last_event_id: str) -> tuple[int, int | None]:
