@@ -45,7 +45,7 @@ from threadline.engines.mysql_rows import (
     upsert,
     upserts,
 )
-from threadline.engines.mysql_text import PREFIX, bind, chunks, literals, load, renamed, split
+from threadline.engines.mysql_text import PREFIX, Text, bind, literals, load, renamed, split
 from threadline.engines.pool import EachLoop, Pool
 from threadline.errors import (
     AlreadyExistsError,
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     )
     from threadline.engines.mysql_driver import Connection
 
+HEADS_MAX = 400
+"""How many sessions one statement looks for: MariaDB turns a list of 1,000 values into a join."""
 _ID_MAX = b"\xff"  # behind all UTF-8
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 
@@ -300,8 +302,11 @@ class MysqlEngine:
 
     async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
         """Read where each of the sessions is, in one go; None where there is none."""
-        rows = (literals((key.owner, key.session)) for key in keys)
-        selects = [bind(self._sql["select_heads"], keys=some, now=now) for some in chunks(rows)]
+        rows = [literals((key.owner, key.session)) for key in keys]
+        selects = [
+            bind(self._sql["select_heads"], keys=Text(",".join(rows[n : n + HEADS_MAX])), now=now)
+            for n in range(0, len(rows), HEADS_MAX)
+        ]
         if not selects:
             return []
 

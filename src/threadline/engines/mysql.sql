@@ -46,9 +46,9 @@ SELECT app, user, id, incarnation, revision, created, updated, expires, display_
  WHERE owner = %(owner)s AND session = %(session)s
 
 -- name: select_heads
--- Where many sessions are: a look-up by primary key for each.
+-- Where some hundred sessions are: a look-up by primary key for each.
 SELECT owner, session, incarnation, revision
-  FROM threadline_session
+  FROM threadline_session FORCE INDEX (PRIMARY)
  WHERE (owner, session) IN (%(keys)s) AND (expires IS NULL OR expires > %(now)s)
 
 -- name: lock_session

@@ -336,10 +336,10 @@ class EngineSuite:
         made = await engine.create(NewSession(key=other, created=1.0), NO_STATE, now=1)
         brief = session_key("app", "user", "brief")
         await engine.create(NewSession(key=brief, created=1.0, expires=2.0), NO_STATE, now=1)
-        missing = [session_key("app", "user", f"missing {n}") for n in range(300)]
+        missing = [session_key("app", "user", f"missing {n}") for n in range(500)]
         heads = await can_tell.heads([other, *missing, KEY, brief, KEY], now=2)
         mine = Head(handle.incarnation or 0, 2)
-        assert heads == [Head(made.session.incarnation, 0), *[None] * 300, mine, None, mine]
+        assert heads == [Head(made.session.incarnation, 0), *[None] * 500, mine, None, mine]
         assert await can_tell.heads([], now=2) == []
 
     async def test_heads_tell_a_session_from_its_successor(self, engine: Engine) -> None:
