@@ -21,7 +21,7 @@ from threadline.server.stream import Tail
 from threadline.store import EngineSessionService
 
 if TYPE_CHECKING:
-    from threadline.engines.base import Channel, Scope, Tailable
+    from threadline.engines.base import Channel, Scope
     from threadline.server.heads import Ids
     from threadline.service import BaseSessionService
 
@@ -52,12 +52,9 @@ class Tails:
         self.heartbeat_s = heartbeat_s
         self.send_timeout_s = send_timeout_s
         self.is_closing = False
-        self._engine: Tailable | None = None
-        if isinstance(service, EngineSessionService):
-            self._engine = service.tailable
-        channel = None if self._engine is None else self._engine.channel
-        self._teller = None if channel is None else Teller(channel)
-        self._channel = channel
+        self._engine = service.tailable if isinstance(service, EngineSessionService) else None
+        self._channel = None if self._engine is None else self._engine.channel
+        self._teller = None if self._channel is None else Teller(self._channel)
         self._open: dict[Scope, set[Tail]] = {}
         self._is_poll_due = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
