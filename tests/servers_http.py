@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -82,13 +82,15 @@ class Command:
         # A file: a pipe that nobody empties stops the server, after some thousand audit lines.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-W", "ignore", "-m", "threadline.cli", "serve"),
-                *("--db", db, "--port", str(self.port), *options),
-            ],
+            [sys.executable, "-W", "ignore", *self.program(db, options)],
             stderr=self.log,
             start_new_session=True,  # its workers die with it
         )
+
+    def program(self, db: str, options: Sequence[str]) -> list[str]:
+        """Return what Python runs."""
+        port = str(self.port)
+        return ["-m", "threadline.cli", "serve", "--db", db, "--port", port, *options]
 
     def wait(self) -> None:
         """Wait until it answers."""

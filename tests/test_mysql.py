@@ -194,6 +194,8 @@ async def use_every_verb(engine, handle):
     await engine.append(later, [event("n2")], rebase=True, now=1.0)
     for newest in (False, True):
         await engine.load(handle.key, Window(after_seq=10, limit=5, newest=newest), now=1.0)
+    for count in (1, 2, 500):  # more than one statement looks for
+        await engine.heads([session_key("app", "user", f"s{n}") for n in range(count)], now=1.0)
     for owner, order, descending in itertools.product(
         (None, handle.key.owner), ("updated", "created"), (False, True)
     ):

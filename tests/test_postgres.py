@@ -666,6 +666,24 @@ def test_many_connections_share_few_behind_a_pooler(pooler, schema, option):
     assert using(pooler + option, schema, use) == [3] * 40
 
 
+def test_nobody_listens_through_a_pooler_but_word_goes_out(database, pooler, schema):
+    async def use(service):
+        channel, heard = service.tailable.channel, asyncio.Queue()
+        await channel.listen(heard.put_nowait)
+        db = await asyncpg.connect(database)
+        await db.add_listener(channel._name, lambda *word: heard.put_nowait(word))
+        await channel.tell([session_key("app", "ann", "s").scopes[2]])
+        word = await asyncio.wait_for(heard.get(), 30)
+        listening = await db.fetch(
+            "SELECT FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()"
+            " AND datname = current_database()"
+        )
+        await db.close()
+        return word[2] == channel._name, len(listening)
+
+    assert using(pooler, schema, use) == (True, 0)
+
+
 # -- what cannot work says why ----------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ from threadline import (
 )
 from threadline.server.auth import KeyFile
 from threadline.server.process import Settings
-from threadline.server.stream import Tails
+from threadline.server.tails import Tails
 from threadline.testing.service_suite import HOSTILE_IDS
 
 USER = "/v1/apps/app/users/ann"

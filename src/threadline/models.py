@@ -330,7 +330,11 @@ class ListSessionsResponse(msgspec.Struct, kw_only=True):
 
 
 class ListEventsResponse(msgspec.Struct, kw_only=True):
-    """A page of events in `seq` order; `has_more` looks in the direction of the read."""
+    """A page of events in `seq` order; `has_more` looks in the direction of the read.
+
+    `incarnation` tells of which of the sessions that had the id they are, where that is known.
+    """
 
     events: Sequence[Event]
     has_more: bool = False
+    incarnation: int | None = None

@@ -34,6 +34,7 @@ from threadline.engines.base import (
     SessionChange,
     SessionQuery,
     SessionStore,
+    Tailable,
     Window,
     app_scope,
     check_id,
@@ -391,7 +392,11 @@ class EngineSessionService(StoredSessionService):
             raise SessionNotFoundError(f"The session {session_id!r} does not exist.")
         rows = found.events
         page = rows[-limit:] if reverse else rows[:limit]
-        return ListEventsResponse(events=History(page), has_more=len(rows) > limit)
+        return ListEventsResponse(
+            events=History(page),
+            has_more=len(rows) > limit,
+            incarnation=found.session.incarnation,
+        )
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """Return a copy of the user's state, keys without their prefix."""
@@ -423,6 +428,11 @@ class EngineSessionService(StoredSessionService):
         return {key: decode(None, value) for key, value in changes.items() if value is not None}
 
     # -- life ---------------------------------------------------------------------------
+
+    @property
+    def tailable(self) -> Tailable | None:
+        """The engine, if it can tell where many sessions are; it is open after the first call."""
+        return self._engine if isinstance(self._engine, Tailable) else None
 
     async def prepare_tables(self) -> None:
         """Connect, and create or upgrade the tables, ahead of the first request."""

@@ -18,7 +18,7 @@ import msgspec
 from threadline.errors import DamagedDataError, InvalidIdError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 ID_BYTES_MAX = 512
 SEQ_MAX = 2**32 - 1
@@ -274,6 +274,39 @@ class Engine(SessionStore, Protocol):
         What another transaction stores meanwhile is removed whole or stays whole: a session with
         its events and its state, and what the same transaction sets of the user's.
         """
+
+
+class Head(NamedTuple):
+    """Where a session is: which of those that had its id, and its newest seq."""
+
+    incarnation: int
+    revision: int
+
+
+class Channel(Protocol):
+    """What carries word from process to process that sessions moved: at once, or not at all."""
+
+    async def tell(self, scopes: Collection[Scope]) -> None:
+        """Send word of sessions to whoever listens in another process."""
+
+    async def listen(self, hear: Callable[[Scope | None], None]) -> None:
+        """Call `hear` with every session of which there is word, until this is cancelled.
+
+        `hear(None)` says that word of any may have been missed, as before the connection was
+        there. It makes its connection again when that is lost, and returns where none would do.
+        """
+
+
+@runtime_checkable
+class Tailable(Protocol):
+    """What an engine can do for those who follow many sessions, beside being an engine."""
+
+    @property
+    def channel(self) -> Channel | None:
+        """What carries word of appends; None where the database has nothing of the kind."""
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, in one go; None where there is none."""
 
 
 class Migration(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from threadline.engines.base import (
     Appended,
     ErasedUser,
     EventClashError,
+    Head,
     Position,
     Scope,
     SessionRow,
@@ -54,6 +55,8 @@ class _Thread:
 
 class MemoryEngine:
     """Sessions in the memory of this process."""
+
+    channel = None
 
     def __init__(self) -> None:
         self._threads: dict[Scope, _Thread] = {}
@@ -100,6 +103,15 @@ class MemoryEngine:
                 return None
             rows = self._merged(key) if state else NO_STATE
             return Snapshot(thread.row, rows, _select(thread, window))
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, in one go; None where there is none."""
+        with self._lock:
+            threads = [self._find(key, now) for key in keys]
+            return [
+                None if thread is None else Head(thread.row.incarnation, thread.row.revision)
+                for thread in threads
+            ]
 
     async def append(
         self, handle: Handle, events: Sequence[NewEvent], *, rebase: bool, now: float

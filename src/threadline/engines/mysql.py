@@ -24,6 +24,7 @@ from threadline.engines.base import (
     NO_STATE,
     Appended,
     ErasedUser,
+    Head,
     SessionRow,
     Snapshot,
     StateRows,
@@ -45,7 +46,17 @@ from threadline.engines.mysql_rows import (
     upsert,
     upserts,
 )
-from threadline.engines.mysql_text import PREFIX, bind, chunks, literal, load, renamed, split
+from threadline.engines.mysql_text import (
+    PREFIX,
+    Text,
+    bind,
+    chunks,
+    literal,
+    literals,
+    load,
+    renamed,
+    split,
+)
 from threadline.engines.pool import EachLoop, Pool
 from threadline.errors import (
     AlreadyExistsError,
@@ -73,6 +84,8 @@ if TYPE_CHECKING:
     )
     from threadline.engines.mysql_driver import Connection
 
+HEADS_MAX = 400
+"""How many sessions one statement looks for: MariaDB turns a list of 1,000 values into a join."""
 _ID_MAX = b"\xff"  # behind all UTF-8
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 
@@ -89,6 +102,7 @@ class MysqlEngine:
 
     dialect = "mysql"
     schema = None
+    channel = None
 
     def __init__(
         self,
@@ -294,6 +308,26 @@ class MysqlEngine:
                 return None
             rows = scoped(states[0]) if state else NO_STATE
             return Snapshot(row, rows, list(events[::-1] if window.newest else events))
+
+        return await self._desks.here().run(work)
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, in one go; None where there is none."""
+        rows = [literals((key.owner, key.session)) for key in keys]
+        selects = [
+            bind(self._sql["select_heads"], keys=Text(",".join(rows[n : n + HEADS_MAX])), now=now)
+            for n in range(0, len(rows), HEADS_MAX)
+        ]
+        if not selects:
+            return []
+
+        async def work(db: Connection) -> list[Head | None]:
+            found = {
+                (owner, session): Head(*head)
+                for rows in await db.fetch(*selects)
+                for owner, session, *head in rows
+            }
+            return [found.get((key.owner, key.session)) for key in keys]
 
         return await self._desks.here().run(work)
 

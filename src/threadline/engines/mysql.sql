@@ -45,6 +45,12 @@ SELECT app, user, id, incarnation, revision, created, updated, expires, display_
   FROM threadline_session
  WHERE owner = %(owner)s AND session = %(session)s
 
+-- name: select_heads
+-- Where some hundred sessions are: a look-up by primary key for each.
+SELECT owner, session, incarnation, revision
+  FROM threadline_session FORCE INDEX (PRIMARY)
+ WHERE (owner, session) IN (%(keys)s) AND (expires IS NULL OR expires > %(now)s)
+
 -- name: lock_session
 -- The same, and nobody else writes the session until the transaction ends.
 SELECT app, user, id, incarnation, revision, created, updated, expires, display_name, labels

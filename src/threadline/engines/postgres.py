@@ -17,6 +17,7 @@ from threadline.engines import statements
 from threadline.engines.base import (
     Appended,
     ErasedUser,
+    Head,
     Scope,
     SessionRow,
     Snapshot,
@@ -30,6 +31,7 @@ from threadline.engines.base import (
 from threadline.engines.lanes import Append
 from threadline.engines.pool import EachLoop, Pool
 from threadline.engines.postgres_borrowed import BorrowedPool
+from threadline.engines.postgres_channel import PostgresChannel
 from threadline.engines.postgres_desk import Desk, columns, delta_rows
 from threadline.engines.postgres_driver import PostgresDriver
 from threadline.errors import (
@@ -131,6 +133,13 @@ class PostgresEngine:
 
         self._desks = EachLoop(
             lambda: Desk(driver, new_pool(), self._sql, group_commit=group_commit), self.where
+        )
+        self.channel = PostgresChannel(
+            # How many connections a given pool has is a promise, so none of them listens.
+            None if pool is not None else driver,
+            self._desks,
+            self._sql,
+            schema=schema,
         )
 
     # -- life ---------------------------------------------------------------------------
@@ -280,6 +289,15 @@ class PostgresEngine:
         check_row(key, row)
         events.sort()  # the order of a UNION's parts is the server's choice
         return Snapshot(row, StateRows(*scopes), events)
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, in one go; None where there is none."""
+        places = [key.owner for key in keys], [key.session for key in keys]
+        found = await self._desks.here().run(
+            lambda db: db.fetch(self._sql["select_heads"], *places, now)
+        )
+        heads = {n: Head(*head) for n, *head in found}
+        return [heads.get(n) for n in range(1, len(keys) + 1)]
 
     async def append(
         self, handle: Handle, events: Sequence[NewEvent], *, rebase: bool, now: float

@@ -195,6 +195,27 @@ SELECT 3, NULL, key, value, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
   ORDER BY seq {direction}
   LIMIT $9)
 
+-- name: select_heads
+-- Where many sessions are; n is the place in the arrays. OFFSET 0 keeps it a look-up by primary
+-- key for each, whatever the planner thinks of the number of them.
+SELECT asked.n, found.incarnation, found.revision
+  FROM unnest($1::bytea[], $2::bytea[]) WITH ORDINALITY AS asked (owner, session, n)
+ CROSS JOIN LATERAL (
+       SELECT incarnation, revision FROM {schema}.threadline_session AS s
+        WHERE s.owner = asked.owner AND s.session = asked.session
+          AND (s.expires IS NULL OR s.expires > $3) OFFSET 0) AS found
+
+-- name: tell
+-- A transaction that notifies holds a lock of the whole database while it commits, so this is
+-- never part of an append; and its commit waits neither for the disk nor for a standby, since
+-- what is lost is seen by the next poll.
+SELECT pg_notify($1, message), set_config('synchronous_commit', 'off', true)
+  FROM unnest($2::text[]) AS message
+
+-- name: select_backend
+-- Which server process answers: another one than was connected to, behind a pooler.
+SELECT pg_backend_pid()
+
 -- name: select_sessions
 -- {scope} is app_key or owner, {time} is updated or created; each pair has its index, of {indexed}
 -- (updated_slot or created), which gives the order; the rows of one slot, and ties, are sorted as

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Engine,
         ErasedUser,
         Handle,
+        Head,
         Migratable,
         Migration,
         NewEvent,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         SessionRow,
         Snapshot,
         StateRows,
+        Tailable,
         Window,
     )
 
@@ -93,9 +95,11 @@ class ReplicaEngine:
         self._primary: Engine = primary
         self._replica = replica
         self._tables: Migratable = primary
+        self._heads: Tailable = primary
         self.dialect = self._tables.dialect
         self.where = self._tables.where
         self.schema = self._tables.schema
+        self.channel = self._heads.channel
         self._lock = threading.Lock()
         self._written: OrderedDict[Scope, _Written] = OrderedDict()
         self._rests_until = 0.0
@@ -226,6 +230,10 @@ class ReplicaEngine:
         if found is not None and state:
             self._expect(before, dict(zip(key.scopes, found.state, strict=True)), found.session)
         return found
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, from where they are written."""
+        return await self._heads.heads(keys, now=now)
 
     async def find(self, app_key: bytes, id: str, *, now: float) -> list[SessionRow]:
         """Read the sessions of an app that have this id, from where they are written.

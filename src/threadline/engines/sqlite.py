@@ -22,6 +22,7 @@ from threadline.engines.base import (
     Appended,
     ErasedUser,
     EventClashError,
+    Head,
     Scope,
     SessionRow,
     Snapshot,
@@ -88,6 +89,7 @@ class SqliteEngine:
 
     dialect = "sqlite"
     schema = None
+    channel = None
 
     def __init__(
         self, path: str, *, durability: str = "full", busy_timeout_s: float = 30.0
@@ -230,6 +232,17 @@ class SqliteEngine:
                 return None
             rows = _merged(db, key) if state else NO_STATE
             return Snapshot(row, rows, _select(db, row.incarnation, window))
+
+        return await self._read(work)
+
+    async def heads(self, keys: Sequence[SessionKey], *, now: float) -> list[Head | None]:
+        """Read where each of the sessions is, in one go; None where there is none."""
+
+        def work(db: sqlite3.Connection) -> list[Head | None]:
+            # There is no way to the database that one statement for all would save.
+            places = [(key.owner, key.session, now) for key in keys]
+            found = [db.execute(SQL["select_head"], place).fetchone() for place in places]
+            return [one and Head(*one) for one in found]
 
         return await self._read(work)
 

@@ -12,6 +12,12 @@ SELECT app, user, id, no, revision, created, updated, expires, display_name, lab
   FROM threadline_session
  WHERE owner = ? AND session = ?
 
+-- name: select_head
+-- Where a session is: a look-up by key.
+SELECT no, revision
+  FROM threadline_session
+ WHERE owner = ? AND session = ? AND (expires IS NULL OR expires > ?)
+
 -- name: select_event_by_id
 -- Whether this id is a repeated one.
 SELECT place & 4294967295, body FROM threadline_event WHERE place >> 32 = ? AND id_key = ?

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from threadline.server.tails import Tails
     from threadline.service import BaseSessionService
 
     Handler = Callable[[Request], Awaitable[Any]]
@@ -50,9 +51,9 @@ _PROTOCOL_FUNCTIONS = frozenset(
 )
 
 
-def routes(service: BaseSessionService) -> list[BaseRoute]:
+def routes(service: BaseSessionService, tails: Tails) -> list[BaseRoute]:
     """Return the routes that ADK's web UI needs to list, show, make, change and delete sessions."""
-    api = _Api(service)
+    api = _Api(service, tails)
     sessions = "/apps/{app:id}/users/{user:id}/sessions"
     return [
         _route("/list-apps", GET=api.list_apps),
@@ -104,8 +105,9 @@ class _MalformedError(InvalidInputError):
 class _Api:
     """The handlers, over one service."""
 
-    def __init__(self, service: BaseSessionService) -> None:
+    def __init__(self, service: BaseSessionService, tails: Tails) -> None:
         self._service = service
+        self._tails = tails
 
     async def version(self, request: Request) -> Any:
         """Say what answers; the UI shows it."""
@@ -218,6 +220,7 @@ class _Api:
             actions=EventActions(state_delta=delta),
         )
         await self._service.append_event(session, event, on_stale="rebase")
+        self._tails.tell((session.app_name, session.user_id, session.id))
         if title := _title(delta):
             with contextlib.suppress(UnsupportedOperationError):
                 await self._service.update_session(
@@ -232,9 +235,9 @@ class _Api:
     async def delete(self, request: Request) -> Any:
         """Delete a session; a missing one is no error."""
         app, user = self._authorize(request, write=True)
-        await self._service.delete_session(
-            app_name=app, user_id=user, session_id=request.path_params["session"]
-        )
+        id = request.path_params["session"]
+        await self._service.delete_session(app_name=app, user_id=user, session_id=id)
+        self._tails.tell((app, user, id))
         return None
 
     def _authorize(self, request: Request, *, write: bool) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from threadline.server.auth import Authentication, loopback_only
 from threadline.server.layers import BodyLimit, Compression, Observation
 from threadline.server.paths import EncodedPath
 from threadline.server.routes import routes
-from threadline.server.stream import Tails
+from threadline.server.tails import Tails
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -75,8 +75,8 @@ def create_app(
     app = Starlette(
         routes=[
             *routes(service, tails),
-            *vertex_routes.routes(service),
-            *adk_routes.routes(service),
+            *vertex_routes.routes(service, tails),
+            *adk_routes.routes(service, tails),
             *(adk_ui.routes() if with_adk_ui else []),
             *_own_routes(service, tails, numbers),
         ],

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from threadline.server.access import Grant
     from threadline.server.heads import Ids
-    from threadline.server.stream import Tails
+    from threadline.server.tails import Tails
     from threadline.service import BaseSessionService, OnStale, Order
 
 
@@ -217,6 +217,7 @@ async def update_session(ask: Ask) -> Response:
 async def delete_session(ask: Ask) -> Response:
     """Remove a session, its events and its state; a missing one is no error."""
     await ask.service.delete_session(**ask.of_session)
+    ask.tails.tell(ask.ids)
     return Response(status_code=204)
 
 
@@ -302,7 +303,7 @@ async def append_events(ask: Ask) -> Response:
                 else event
                 for event in events
             ]
-    ask.tails.wake(ask.ids)
+    ask.tails.tell(ask.ids)
     revision, incarnation = session.revision or 0, session.incarnation or 0
     ask.heads.put(ask.ids, revision, incarnation)
     mine = {event.seq for event in stored}

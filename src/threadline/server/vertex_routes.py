@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from threadline.server.tails import Tails
     from threadline.service import BaseSessionService, Order
 
     Handler = Callable[[Request], Awaitable[Response]]
@@ -46,9 +47,9 @@ _PROJECT = "/projects/{project:id}/locations/{location:id}"
 _SESSION_ORDERS: dict[str, Order] = {"create_time": "created", "update_time": "updated"}
 
 
-def routes(service: BaseSessionService) -> list[BaseRoute]:
+def routes(service: BaseSessionService, tails: Tails) -> list[BaseRoute]:
     """Return the routes of both versions, and answers in the API's shape for what is not there."""
-    api = _Api(service)
+    api = _Api(service, tails)
     found: list[BaseRoute] = []
     for version in ("v1beta1", "v1"):
         for prefix in (f"/{version}{_PROJECT}", f"/{version}"):
@@ -107,8 +108,9 @@ def _query(request: Request, name: str) -> str | None:
 class _Api:
     """The handlers, over one service."""
 
-    def __init__(self, service: BaseSessionService) -> None:
+    def __init__(self, service: BaseSessionService, tails: Tails) -> None:
         self._service = service
+        self._tails = tails
 
     # -- sessions -----------------------------------------------------------------------
 
@@ -214,6 +216,7 @@ class _Api:
         event = wire.event_from_json(wire.loads(await request.body()))
         session = await self._find_named(request, write=True)
         await self._service.append_event(session, event, on_stale="rebase")
+        self._tails.tell((session.app_name, session.user_id, session.id))
         return _json({})
 
     async def list_events(self, request: Request) -> Response:
@@ -326,6 +329,7 @@ class _Api:
 
     async def _delete(self, session: Session) -> None:
         await self._service.delete_session(**_ids(session))
+        self._tails.tell((session.app_name, session.user_id, session.id))
 
     async def _replace_state(self, ids: dict[str, Any], given: wire.Json) -> None:
         """Replace the session's own keys; of the user's and the app's, set those that are given."""

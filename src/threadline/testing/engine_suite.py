@@ -19,6 +19,7 @@ from threadline.engines.base import (
     ErasedUser,
     EventClashError,
     Handle,
+    Head,
     NewEvent,
     NewSession,
     Position,
@@ -27,6 +28,7 @@ from threadline.engines.base import (
     SessionKey,
     SessionQuery,
     StateRows,
+    Tailable,
     Window,
     session_key,
 )
@@ -65,6 +67,13 @@ async def prepared(engine: Engine) -> None:
     await engine.open()
     if isinstance(engine, Migratable):
         await migrations.upgrade(engine)
+
+
+def tailable(engine: Engine) -> Tailable:
+    """Return the engine as one that can tell of many sessions, or skip the test."""
+    if not isinstance(engine, Tailable):
+        pytest.skip("The engine is not Tailable: every tail looks for its session by itself.")
+    return engine
 
 
 @asynchronous
@@ -387,6 +396,33 @@ class EngineSuite:
         assert not await engine.describe(KEY, change, now=1)
         await engine.create(NewSession(key=KEY, created=1.0, expires=2.0), NO_STATE, now=1)
         assert not await engine.describe(KEY, change, now=2)
+
+    async def test_heads_tell_where_each_session_is(self, engine: Engine) -> None:
+        handle = await created(engine)
+        can_tell = tailable(engine)
+        await engine.append(handle, [event(), event()], rebase=False, now=1)
+        other = session_key("app", "other", "s")
+        made = await engine.create(NewSession(key=other, created=1.0), NO_STATE, now=1)
+        brief = session_key("app", "user", "brief")
+        await engine.create(NewSession(key=brief, created=1.0, expires=2.0), NO_STATE, now=1)
+        missing = [session_key("app", "user", f"missing {n}") for n in range(500)]
+        heads = await can_tell.heads([other, *missing, KEY, brief, KEY], now=2)
+        mine = Head(handle.incarnation or 0, 2)
+        assert heads == [Head(made.session.incarnation, 0), *[None] * 500, mine, None, mine]
+        assert await can_tell.heads([], now=2) == []
+
+    async def test_heads_tell_a_session_from_its_successor(self, engine: Engine) -> None:
+        await created(engine)
+        can_tell = tailable(engine)
+        (before,) = await can_tell.heads([KEY], now=1)
+        await engine.delete(KEY)
+        assert await can_tell.heads([KEY], now=1) == [None]
+        await created(engine)
+        (after,) = await can_tell.heads([KEY], now=1)
+        assert before is not None
+        assert after is not None
+        assert (before.revision, after.revision) == (0, 0)
+        assert before.incarnation != after.incarnation
 
     async def test_open_and_close_can_be_repeated(self, engine: Engine) -> None:
         handle = await created(engine)

@@ -394,9 +394,10 @@ def shown(outcome: Any) -> Any:
         return {key: encode(value) for key, value in outcome.items()}
     if isinstance(outcome, ErasedUser):
         return outcome
-    if isinstance(outcome, msgspec.Struct):  # a page; its cursor is its service's own
+    if isinstance(outcome, msgspec.Struct):  # a page; cursor and incarnation are its service's
         page = {f: getattr(outcome, f) for f in outcome.__struct_fields__}
         page["next_cursor"] = page.get("next_cursor") is not None
+        page.pop("incarnation", None)
         return {key: shown(list(item) if key == "events" else item) for key, item in page.items()}
     return outcome
 
