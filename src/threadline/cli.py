@@ -719,6 +719,12 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(min=0, help="How long requests under way may take at the end.")
     ] = 30,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="A port for gRPC, which is what ADK's client for Go speaks."
+        ),
+    ] = None,
 ) -> None:
     """Serve a database's sessions over HTTP, until SIGTERM.
 
@@ -738,6 +744,7 @@ def serve(
                 cors_origins=tuple(cors_origin or ()),
                 body_bytes_max=max_body_mb * 1_000_000,
                 drain_s=drain_seconds,
+                grpc_port=grpc_port,
             )
         )
 

@@ -28,6 +28,8 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from threadline.server.vertex_grpc import Listener
+
 log = logging.getLogger("threadline.server")
 
 KEEP_IDLE_S = 75
@@ -46,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     body_bytes_max: int = BODY_BYTES_MAX
     drain_s: int = 30
+    grpc_port: int | None = None
 
     def check(self) -> None:
         """Raise InvalidInputError for what cannot be served."""
@@ -56,15 +59,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.keys is not None:
             KeyFile(self.keys).all()
+        if self.grpc_port is not None:
+            # The workers share this port, and would share it with another server as well.
+            _listen(self.host, self.grpc_port).close()
+            import threadline.server.vertex_grpc  # noqa: F401 - or say which extra is missing
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which ends the tails before it waits for what is under way."""
 
+    def __init__(self, config: uvicorn.Config, calls: Listener | None = None) -> None:
+        super().__init__(config)
+        self._calls = calls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the service and take requests, of gRPC as well if there is a listener for it."""
+        await super().startup(sockets)
+        if self._calls is not None and self.started:
+            await self._calls.start()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, answer every request that was accepted, then end."""
         app: Any = self.config.loaded_app
         app.state.tails.close()
+        if self._calls is not None and self.started:
+            ending = asyncio.create_task(self._calls.stop(self.config.timeout_graceful_shutdown))
+            # uvicorn waits for these before it closes the service.
+            self.server_state.tasks.add(ending)
+            ending.add_done_callback(self.server_state.tasks.discard)
         await super().shutdown(sockets)
 
 
@@ -74,13 +96,15 @@ def serve(settings: Settings) -> None:
     asyncio.run(_prepare(settings))
     listener = _listen(settings.host, settings.port)
     log.info("Serving on http://%s:%d", *listener.getsockname()[:2])
+    if settings.grpc_port is not None:
+        log.info("Serving gRPC on %s, port %d", settings.host, settings.grpc_port)
     if settings.workers == 1:
         _work(settings, listener)
     else:
         _supervise(settings, listener)
 
 
-def server(app: Starlette, *, drain_s: int = 30) -> Server:
+def server(app: Starlette, *, drain_s: int = 30, calls: Listener | None = None) -> Server:
     """Return a server of an application."""
     return Server(
         uvicorn.Config(
@@ -93,7 +117,8 @@ def server(app: Starlette, *, drain_s: int = 30) -> Server:
             server_header=False,
             timeout_keep_alive=KEEP_IDLE_S,
             timeout_graceful_shutdown=drain_s,
-        )
+        ),
+        calls,
     )
 
 
@@ -112,10 +137,17 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         cors_origins=settings.cors_origins,
         body_bytes_max=settings.body_bytes_max,
     )
+    calls = None
+    if settings.grpc_port is not None:
+        from threadline.server.vertex_grpc import Listener
+
+        calls = Listener(
+            app, settings.host, settings.grpc_port, body_bytes_max=settings.body_bytes_max
+        )
     # uvicorn raises the signal again when it has ended gracefully; that is no failure.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
-    server(app, drain_s=settings.drain_s).run(sockets=[listener])
+    server(app, drain_s=settings.drain_s, calls=calls).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
