@@ -35,22 +35,20 @@ if TYPE_CHECKING:
 
     from threadline.vertex.wire import Json
 
-VERSIONS = ("v1beta1", "v1")
-"""The API's versions, whose messages are the same."""
-
+_FILES = ("status.proto", "operations.proto", "sessions.proto")
+_SERVICES = ("google.cloud.aiplatform.v1beta1.SessionService", "google.longrunning.Operations")
 _PROTOS = Path(__file__).with_name("protos")
 _WELL_KNOWN = (any_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, timestamp_pb2)
 
 
 def services() -> dict[str, dict[str, tuple[Any, Any]]]:
     """Return the services by name, and their methods with the classes of request and answer."""
-    names = [f"google.cloud.aiplatform.{version}.SessionService" for version in VERSIONS]
     return {
         name: {
             method.name: (GetMessageClass(method.input_type), GetMessageClass(method.output_type))
             for method in POOL.FindServiceByName(name).methods
         }
-        for name in [*names, "google.longrunning.Operations"]
+        for name in _SERVICES
     }
 
 
@@ -116,16 +114,10 @@ def _pool() -> DescriptorPool:
     pool = DescriptorPool()
     for module in _WELL_KNOWN:
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    for name in ("status.proto", "operations.proto"):
-        pool.AddSerializedFile(_file(name, _text(name)).SerializeToString())
-    for version in VERSIONS:
-        text = _text("sessions.proto").replace("aiplatform.v1beta1", f"aiplatform.{version}")
-        pool.AddSerializedFile(_file(f"sessions_{version}.proto", text).SerializeToString())
+    for name in _FILES:
+        file = _file(name, (_PROTOS / name).read_text(encoding="utf-8"))
+        pool.AddSerializedFile(file.SerializeToString())
     return pool
-
-
-def _text(name: str) -> str:
-    return (_PROTOS / name).read_text(encoding="utf-8")
 
 
 def _file(name: str, text: str) -> FileDescriptorProto:
@@ -207,6 +199,4 @@ def _map(tokens: Iterator[str], message: Any) -> None:
 
 
 POOL = _pool()
-_EVENT = GetMessageClass(
-    POOL.FindMessageTypeByName(f"google.cloud.aiplatform.{VERSIONS[0]}.SessionEvent")
-)
+_EVENT = GetMessageClass(POOL.FindMessageTypeByName("google.cloud.aiplatform.v1beta1.SessionEvent"))

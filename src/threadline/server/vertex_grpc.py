@@ -79,10 +79,9 @@ class Listener:
         """Take calls; several processes may share the port."""
         self._server = grpc.aio.server(options=self._options)
         for service, methods in messages.services().items():
-            version = "v1" if ".v1." in service else "v1beta1"
             handlers = {
                 name: grpc.unary_unary_rpc_method_handler(
-                    _Method(self._app, version, _RULES[name], *kinds).answer
+                    _Method(self._app, _RULES[name], *kinds).answer
                 )
                 for name, kinds in methods.items()
             }
@@ -99,9 +98,8 @@ class Listener:
 class _Method:
     """One method: request to REST, answer to protobuf."""
 
-    def __init__(self, app: ASGIApp, version: str, rule: _Rule, asked: Any, answered: Any) -> None:
+    def __init__(self, app: ASGIApp, rule: _Rule, asked: Any, answered: Any) -> None:
         self._app = app
-        self._version = version
         self._rule = rule
         self._asked = asked
         self._answered = answered
@@ -134,7 +132,7 @@ class _Method:
             query |= {"filter": _escaped(query.get("filter", ""))}
         if "page_size" in self._asked.DESCRIPTOR.fields_by_name:
             query.setdefault("pageSize", PAGE)
-        path = f"/{self._version}/{quote(name, safe='/%')}{rule.suffix}"
+        path = f"/v1beta1/{quote(name, safe='/%')}{rule.suffix}"
         kind, _, peer = context.peer().partition(":")
         client = unquote(peer).rpartition(":")[0].strip("[]") if kind.startswith("ip") else ""
         scope = {
