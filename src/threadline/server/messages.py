@@ -57,13 +57,21 @@ def services() -> dict[str, dict[str, tuple[Any, Any]]]:
 _UNFIT = (ValueError, OverflowError, json_format.Error, protobuf.Error)
 
 
-def to_json(kind: Any, data: bytes) -> Json:
-    """Read a message of a kind as JSON in camelCase."""
+def decode(kind: Any, data: bytes) -> Any:
+    """Read a message of a kind."""
     try:
-        told: Json = json_format.MessageToDict(kind.FromString(data))
+        return kind.FromString(data)
+    except protobuf.Error as error:
+        raise InvalidInputError(f"Invalid protobuf received. {error}") from error
+
+
+def to_json(message: Any) -> Json:
+    """Return a message as JSON in camelCase."""
+    try:
+        told: Json = _whole(json_format.MessageToDict(message))
     except _UNFIT as error:
         raise InvalidInputError(f"Invalid value in the request: {error}") from error
-    return _whole(told)  # type: ignore[no-any-return]
+    return told
 
 
 def _whole(value: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import operator
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, urlencode
@@ -107,10 +108,10 @@ class _Method:
     async def answer(self, data: bytes, context: Any) -> bytes:
         """Answer a call, or abort it with the status that REST would have named."""
         try:
-            scope, body = self._request(data, context)
-            status, answer = await _respond(self._app, scope, body)
+            scope, part = self._request(data, context)
+            status, answer = await _respond(self._app, scope, part)
             if status == 200:
-                # On a thread, as a page of events takes its time.
+                # On a thread, as a page of events takes a while.
                 return await asyncio.to_thread(messages.from_json, self._answered, answer)
             fault = answer["error"]
             name, reason = fault.get("status", "INTERNAL"), fault["message"]
@@ -120,12 +121,16 @@ class _Method:
             grpc.StatusCode[name], reason[:_REASON_LENGTH_MAX]
         )
 
-    def _request(self, data: bytes, context: Any) -> tuple[Scope, bytes]:
-        """Return the REST request that a call means, as an ASGI scope and a body."""
-        rule, query = self._rule, messages.to_json(self._asked, data)
+    def _request(self, data: bytes, context: Any) -> tuple[Scope, Any]:
+        """Return the REST request that a call means: an ASGI scope, and what is to be the body."""
+        rule, message = self._rule, messages.decode(self._asked, data)
         metadata = dict(context.invocation_metadata())
-        body = query.pop(rule.body, {}) if rule.body else None
-        name = (body or {}).get("name", "") if "." in rule.name else query.pop(rule.name, "")
+        name, part = operator.attrgetter(rule.name)(message), None
+        if rule.body is not None:
+            part = getattr(message, rule.body)
+            message.ClearField(rule.body)
+        query = messages.to_json(message)
+        query.pop(rule.name, None)
         if not re.fullmatch(rule.pattern, name):
             raise InvalidInputError(f"Invalid value at '{rule.name}': {name!r} is not such a name.")
         if "gl-go/" in metadata.get("x-goog-api-client", ""):
@@ -154,14 +159,16 @@ class _Method:
             "client": (client, 0),
             "server": None,
         }
-        return scope, b"" if body is None else wire.dumps(body)
+        return scope, part
 
 
-async def _respond(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, wire.Json]:
+async def _respond(app: ASGIApp, scope: Scope, part: Any) -> tuple[int, wire.Json]:
     """Return the status and the JSON of the application's answer to a request."""
     status, pieces = 500, []
 
     async def receive() -> Message:
+        # Not before it is asked for, and so of nobody who may not write.
+        body = b"" if part is None else await asyncio.to_thread(_body, part)
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Message) -> None:
@@ -173,10 +180,15 @@ async def _respond(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, wire.J
 
     try:
         await app(scope, receive, send)
-    except Exception:  # it has been answered with 500, and is raised again for the log
+    except Exception:  # which uvicorn would log; some of the answer may be there
         log.exception("A call of gRPC failed: %s %s", scope["method"], scope["path"])
+        return 500, {"error": {"message": "The server failed; its log says why."}}
     answer: wire.Json = json.loads(b"".join(pieces))
     return status, answer
+
+
+def _body(part: Any) -> bytes:
+    return wire.dumps(messages.to_json(part))
 
 
 def _escaped(filter: str) -> str:
