@@ -258,14 +258,13 @@ class _Api:
         """Yield events behind a place, up to those that the session has now."""
         ids = _ids(session)
         end = (session.revision or 0) + 1
-        if wanted.since is not None:
+        # Where a page ended, the next one begins without looking for a time again.
+        if wanted.since is not None and (place is None or descending):
             config = GetSessionConfig(after_timestamp=wanted.since)
             found = await self._service.get_session(**ids, config=config)
             events = [] if found is None else found.events
             for event in reversed(events) if descending else events:
-                seq = event.seq or 0
-                is_behind = place is None or (seq < place if descending else seq > place)
-                if is_behind and wanted.passes(event):
+                if (place is None or (event.seq or 0) < place) and wanted.passes(event):
                     yield event
             return
         while True:
