@@ -96,23 +96,22 @@ class Listener:
         await self._server.stop(grace_s)
 
 
-class _Method:
-    """One method: request to REST, answer to protobuf."""
+class _Method(NamedTuple):
+    """One method over an application; `asked` and `answered` are the classes of its messages."""
 
-    def __init__(self, app: ASGIApp, rule: _Rule, asked: Any, answered: Any) -> None:
-        self._app = app
-        self._rule = rule
-        self._asked = asked
-        self._answered = answered
+    app: ASGIApp
+    rule: _Rule
+    asked: Any
+    answered: Any
 
     async def answer(self, data: bytes, context: Any) -> bytes:
         """Answer a call, or abort it with the status that REST would have named."""
         try:
             scope, part = self._request(data, context)
-            status, answer = await _respond(self._app, scope, part)
+            status, answer = await _respond(self.app, scope, part)
             if status == 200:
                 # On a thread, as a page of events takes a while.
-                return await asyncio.to_thread(messages.from_json, self._answered, answer)
+                return await asyncio.to_thread(messages.from_json, self.answered, answer)
             fault = answer["error"]
             name, reason = fault.get("status", "INTERNAL"), fault["message"]
         except ThreadlineError as error:
@@ -123,7 +122,7 @@ class _Method:
 
     def _request(self, data: bytes, context: Any) -> tuple[Scope, Any]:
         """Return the REST request that a call means: an ASGI scope, and what is to be the body."""
-        rule, message = self._rule, messages.decode(self._asked, data)
+        rule, message = self.rule, messages.decode(self.asked, data)
         metadata = dict(context.invocation_metadata())
         name, part = operator.attrgetter(rule.name)(message), None
         if rule.body is not None:
@@ -133,9 +132,9 @@ class _Method:
         query.pop(rule.name, None)
         if not re.fullmatch(rule.pattern, name):
             raise InvalidInputError(f"Invalid value at '{rule.name}': {name!r} is not such a name.")
-        if "gl-go/" in metadata.get("x-goog-api-client", ""):
-            query |= {"filter": _escaped(query.get("filter", ""))}
-        if "page_size" in self._asked.DESCRIPTOR.fields_by_name:
+        if "filter" in query and "gl-go/" in metadata.get("x-goog-api-client", ""):
+            query["filter"] = _escaped(query["filter"])
+        if "page_size" in self.asked.DESCRIPTOR.fields_by_name:
             query.setdefault("pageSize", PAGE)
         path = f"/v1beta1/{quote(name, safe='/%')}{rule.suffix}"
         kind, _, peer = context.peer().partition(":")
