@@ -764,6 +764,12 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(min=0, help="How long requests under way may take at the end.")
     ] = 30,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="A port for gRPC, which is what ADK's client for Go speaks."
+        ),
+    ] = None,
 ) -> None:
     """Serve a database's sessions over HTTP, until SIGTERM.
 
@@ -784,6 +790,7 @@ def serve(
                 body_bytes_max=max_body_mb * 1_000_000,
                 with_adk_ui=adk_ui,
                 drain_s=drain_seconds,
+                grpc_port=grpc_port,
             )
         )
 

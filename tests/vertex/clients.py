@@ -65,7 +65,7 @@ class Client:
 def python(url: str, *mode: str, key: str = "any") -> Client:
     """Start google-adk's VertexAiSessionService."""
     if importlib.util.find_spec("agentplatform") is None:
-        missing("adk-python", "google-cloud-agentplatform is not installed")
+        missing("adk-python", "google-cloud-aiplatform is not installed")
     return Client(sys.executable, str(HERE / "client.py"), url, ENGINE, *mode, key=key)
 
 

@@ -30,6 +30,8 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from threadline.server.vertex_grpc import Listener
+
 log = logging.getLogger("threadline.server")
 
 KEEP_IDLE_S = 75
@@ -49,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: int = BODY_BYTES_MAX
     with_adk_ui: bool = False
     drain_s: int = 30
+    grpc_port: int | None = None
 
     def check(self) -> None:
         """Raise what stands against serving."""
@@ -66,15 +69,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.with_adk_ui:
             adk_ui.folder()
+        if self.grpc_port is not None:
+            # The workers share this port, and would share it with another server as well.
+            _listen(self.host, self.grpc_port).close()
+            import threadline.server.vertex_grpc  # noqa: F401 - or say which extra is missing
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which ends the tails before it waits for what is under way."""
 
+    def __init__(self, config: uvicorn.Config, calls: Listener | None = None) -> None:
+        super().__init__(config)
+        self._calls = calls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the service and take requests, of gRPC as well if there is a listener for it."""
+        await super().startup(sockets)
+        if self._calls is not None and self.started:
+            await self._calls.start()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, answer every request that was accepted, then end."""
         app: Any = self.config.loaded_app
         app.state.tails.close()
+        if self._calls is not None and self.started:
+            ending = asyncio.create_task(self._calls.stop(self.config.timeout_graceful_shutdown))
+            # uvicorn waits for these before it closes the service.
+            self.server_state.tasks.add(ending)
+            ending.add_done_callback(self.server_state.tasks.discard)
         await super().shutdown(sockets)
 
 
@@ -86,13 +108,15 @@ def serve(settings: Settings) -> None:
     log.info("Serving on http://%s:%d", *listener.getsockname()[:2])
     if settings.with_adk_ui:
         log.info("ADK's web UI is at %s/", adk_ui.PATH)
+    if settings.grpc_port is not None:
+        log.info("Serving gRPC on %s, port %d", settings.host, settings.grpc_port)
     if settings.workers == 1:
         _work(settings, listener)
     else:
         _supervise(settings, listener)
 
 
-def server(app: Starlette, *, drain_s: int = 30) -> Server:
+def server(app: Starlette, *, drain_s: int = 30, calls: Listener | None = None) -> Server:
     """Return a server of an application."""
     return Server(
         uvicorn.Config(
@@ -105,7 +129,8 @@ def server(app: Starlette, *, drain_s: int = 30) -> Server:
             server_header=False,
             timeout_keep_alive=KEEP_IDLE_S,
             timeout_graceful_shutdown=drain_s,
-        )
+        ),
+        calls,
     )
 
 
@@ -125,7 +150,14 @@ def _work(settings: Settings, listener: socket.socket) -> None:
         body_bytes_max=settings.body_bytes_max,
         with_adk_ui=settings.with_adk_ui,
     )
-    running = server(app, drain_s=settings.drain_s)
+    calls = None
+    if settings.grpc_port is not None:
+        from threadline.server.vertex_grpc import Listener
+
+        calls = Listener(
+            app, settings.host, settings.grpc_port, body_bytes_max=settings.body_bytes_max
+        )
+    running = server(app, drain_s=settings.drain_s, calls=calls)
 
     def end(*_: object) -> None:
         running.should_exit = True

@@ -40,7 +40,7 @@ T = TypeVar("T")
 PAGE_MAX = 1000
 """The largest page, and how many sessions come where no size is asked for."""
 _CHUNK = 500
-"""How many events are read at once where all are asked for."""
+"""How many events are read at once, at most."""
 
 _PIECE_BYTES = 1 << 16
 _PROJECT = "/projects/{project:id}/locations/{location:id}"
@@ -226,7 +226,9 @@ class _Api:
         asked, place = _asked(request, int)
         wanted = wire.EventFilter.parse(asked[0])
         _, descending = wire.parse_order(asked[1], {"timestamp": None}, (None, False))
-        events = self._events(session, wanted, place, descending=descending)
+        # One more than a page tells whether there is another one.
+        chunk = _CHUNK if size is None else min(size + 1, _CHUNK)
+        events = self._events(session, wanted, place, chunk=chunk, descending=descending)
         first = await anext(events, None)  # what goes wrong now has a status of its own
         name = wire.name_of(_parent(request, session.app_name), "sessions", session.id)
 
@@ -248,19 +250,24 @@ class _Api:
         return StreamingResponse(body(), media_type="application/json")
 
     async def _events(
-        self, session: Session, wanted: wire.EventFilter, place: int | None, *, descending: bool
+        self,
+        session: Session,
+        wanted: wire.EventFilter,
+        place: int | None,
+        *,
+        chunk: int,
+        descending: bool,
     ) -> AsyncIterator[Event]:
         """Yield events behind a place, up to those that the session has now."""
         ids = _ids(session)
         end = (session.revision or 0) + 1
-        if wanted.since is not None:
+        # Where a page ended, the next one begins without looking for a time again.
+        if wanted.since is not None and (place is None or descending):
             config = GetSessionConfig(after_timestamp=wanted.since)
             found = await self._service.get_session(**ids, config=config)
             events = [] if found is None else found.events
             for event in reversed(events) if descending else events:
-                seq = event.seq or 0
-                is_behind = place is None or (seq < place if descending else seq > place)
-                if is_behind and wanted.passes(event):
+                if (place is None or (event.seq or 0) < place) and wanted.passes(event):
                     yield event
             return
         while True:
@@ -268,7 +275,7 @@ class _Api:
                 **ids,
                 after_seq=None if descending else place,
                 before_seq=end if place is None or not descending else place,
-                limit=_CHUNK,
+                limit=chunk,
                 reverse=descending,
             )
             for event in reversed(page.events) if descending else page.events:
