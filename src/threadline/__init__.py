@@ -69,9 +69,8 @@ from threadline.store import (
     EngineSessionService,
     InMemorySessionService,
 )
+from threadline.version import __version__
 from threadline.vertex.service import VertexAiSessionService
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MISSING",
@@ -137,4 +136,5 @@ __all__ = [
     "UnsupportedValueError",
     "UsageMetadata",
     "VertexAiSessionService",
+    "__version__",
 ]
