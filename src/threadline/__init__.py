@@ -69,7 +69,7 @@ from threadline.store import (
     EngineSessionService,
     InMemorySessionService,
 )
-from threadline.version import __version__
+from threadline.version import __version__ as __version__
 from threadline.vertex.service import VertexAiSessionService
 
 __all__ = [
@@ -136,5 +136,4 @@ __all__ = [
     "UnsupportedValueError",
     "UsageMetadata",
     "VertexAiSessionService",
-    "__version__",
 ]

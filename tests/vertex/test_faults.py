@@ -477,7 +477,7 @@ HOSTS = [
 
 @pytest.mark.parametrize(("given", "host"), HOSTS)
 def test_the_host_is_that_of_the_location(given: Any, host: str) -> None:
-    assert VertexAiSessionService(**given)._client._root == f"{host}/v1beta1/"
+    assert VertexAiSessionService(**given)._client._connections.base_url == f"{host}/v1beta1"
 
 
 def test_the_environment_says_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
