@@ -62,24 +62,43 @@ class Address:
             return protocol
         assert self._proxy is not None  # noqa: S101 - for the type checker
         assert self._tls is not None  # noqa: S101
-        reader, writer = await asyncio.open_connection(
-            *self._proxy, ssl=self._proxy_tls, limit=_HEAD_MAX_BYTES
-        )
+        transport, tunnel = await loop.create_connection(_Tunnel, *self._proxy, ssl=self._proxy_tls)
         try:
-            writer.write(self._connect)
-            _check_tunnel(await reader.readuntil(b"\r\n\r\n"))
+            transport.write(self._connect)
+            await tunnel.opened
             protocol = make()
-            transport = await loop.start_tls(
-                writer.transport, protocol, self._tls, server_hostname=self._server[0]
+            secured = await loop.start_tls(
+                transport, protocol, self._tls, server_hostname=self._server[0]
             )
-        except BaseException as error:
-            writer.transport.abort()
-            if isinstance(error, asyncio.IncompleteReadError | asyncio.LimitOverrunError):
-                raise ConnectionResetError("The proxy did not answer") from error
+        except BaseException:
+            transport.abort()
             raise
-        assert transport is not None  # noqa: S101 - it was open a moment ago
-        protocol.connection_made(transport)
+        assert secured is not None  # noqa: S101 - it was open a moment ago
+        protocol.connection_made(secured)
         return protocol
+
+
+class _Tunnel(asyncio.Protocol):
+    """A connection to a proxy that is asked for a tunnel; `opened` is its answer."""
+
+    def __init__(self) -> None:
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._head = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        is_whole = b"\r\n\r\n" in self._head or len(self._head) > _HEAD_MAX_BYTES
+        if not is_whole or self.opened.done():
+            return
+        if self._head.split(None, 2)[1:2] == [b"200"]:
+            self.opened.set_result(None)
+        else:
+            said = self._head.split(b"\r\n")[0][:200].decode("latin-1")
+            self.opened.set_exception(ConnectionRefusedError(f"The proxy said {said!r}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(error or ConnectionResetError("The proxy did not answer"))
 
 
 def find_address(url: SplitResult) -> Address:
@@ -95,12 +114,6 @@ def find_address(url: SplitResult) -> Address:
             f"not with {proxy.scheme}://."
         )
     return Address(url, proxy)
-
-
-def _check_tunnel(head: bytes) -> None:
-    if head.split(None, 2)[1:2] != [b"200"]:
-        said = head.split(b"\r\n")[0].decode("latin-1")
-        raise ConnectionRefusedError(f"The proxy said {said!r}")
 
 
 def tls() -> ssl.SSLContext:

@@ -224,9 +224,6 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment] # of a stream, as asked for
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._answer.done():
-            self.end()  # nobody asked, so what it belongs to is not known
-            return
         try:
             self._parser.feed_data(data)
         except _parser().HttpParserError as error:
@@ -246,6 +243,10 @@ class _Connection(asyncio.Protocol):
         self.end()
 
     # -- what the parser calls ----------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._answer is None or self._answer.done():
+            self.is_open = False  # nobody asked, so what it belongs to is not known
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
