@@ -23,6 +23,8 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 _PORTS = {"http": 80, "https": 443}
 _HEAD_MAX_BYTES = 2**16
+_NEXT_ADDRESS_S = 0.25
+"""How long one of a host's addresses is given before the next is tried beside it, as RFC 8305."""
 
 
 class Address:
@@ -58,11 +60,18 @@ class Address:
         if not self._connect:
             host, port = self._proxy or self._server
             context = self._tls if self._proxy is None else self._proxy_tls
-            _, protocol = await loop.create_connection(make, host, port, ssl=context)
+            _, protocol = await loop.create_connection(
+                make, host, port, ssl=context, happy_eyeballs_delay=_NEXT_ADDRESS_S
+            )
             return protocol
         assert self._proxy is not None  # noqa: S101 - for the type checker
         assert self._tls is not None  # noqa: S101
-        transport, tunnel = await loop.create_connection(_Tunnel, *self._proxy, ssl=self._proxy_tls)
+        transport, tunnel = await loop.create_connection(
+            _Tunnel,
+            *self._proxy,
+            ssl=self._proxy_tls,
+            happy_eyeballs_delay=_NEXT_ADDRESS_S,
+        )
         try:
             transport.write(self._connect)
             await tunnel.opened

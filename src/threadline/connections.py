@@ -88,7 +88,7 @@ class Connections:
                 connection = pool.take() or await address.connect(_Connection)
                 answer = await connection.ask(request)
             return answer._replace(body=_unpacked(answer))
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, zlib.error) as error:
             said = str(error) or type(error).__name__
             if connection is None:
                 raise NotSentError(f"{self.base_url} cannot be reached: {said}.") from error

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -485,6 +489,31 @@ def test_a_token_that_was_revoked_is_fetched_again(proxy: Proxy) -> None:
     )
     service = VertexAiSessionService("p", "l", base_url=proxy.url, credentials=credentials)
     assert run(service, service.create_session(**IDS)).id
+
+
+def test_a_token_comes_from_the_metadata_server_of_a_machine_of_googles(proxy: Proxy) -> None:
+    told = {"access_token": "of-the-machine", "expires_in": 3600, "email": "a@b", "scopes": []}
+    found = Reply(200, json.dumps(told).encode(), {"Metadata-Flavor": "Google"})
+    proxy.faults += [("/computeMetadata", lambda *_: found) for _ in range(9)]
+    proxy.faults += [("GET /", lambda *_: found)]  # whether there is one
+    code = """
+        import asyncio, sys
+        from google.auth.compute_engine import Credentials
+        from threadline import VertexAiSessionService
+        async def main():
+            async with VertexAiSessionService(
+                "p", "l", base_url=sys.argv[1], credentials=Credentials()
+            ) as service:
+                await service.create_session(app_name="1", user_id="u")
+        asyncio.run(main())
+        """
+    host = proxy.url.removeprefix("http://").partition("/")[0]
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), proxy.url],
+        env={**os.environ, "GCE_METADATA_HOST": host, "GCE_METADATA_IP": host},
+        check=True,
+    )
+    assert proxy.log[-1].headers["authorization"] == "Bearer of-the-machine"
 
 
 def test_no_credentials_are_an_error_that_says_what_to_do(

@@ -33,6 +33,8 @@ from threadline.vertex import wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from http.client import HTTPResponse
+    from urllib.error import HTTPError
 
     from google.auth.credentials import Credentials
 
@@ -223,9 +225,9 @@ class _Transport:
         context = tls() if url.startswith("https:") else None
         try:
             with urlopen(request, timeout=timeout or 30.0, context=context) as answer:  # noqa: S310
-                return _Answer(answer.status, dict(answer.headers), answer.read())
+                return _Answer.of(answer)
         except HTTPError as refusal:
-            return _Answer(refusal.code, dict(refusal.headers), refusal.read())
+            return _Answer.of(refusal)
         except OSError as error:
             raise TransportError(str(error)) from error  # type: ignore[no-untyped-call]
 
@@ -236,6 +238,12 @@ class _Answer(msgspec.Struct):
     status: int
     headers: dict[str, str]
     data: bytes
+
+    @classmethod
+    def of(cls, answer: HTTPResponse | HTTPError) -> _Answer:
+        """Read an answer; google-auth looks for headers by names in lower case."""
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return cls(answer.status or 0, headers, answer.read())
 
 
 def _default_credentials() -> Credentials:
