@@ -181,7 +181,7 @@ class _Server:
         self._retry_for_s = retry_for_s
 
     async def open(self) -> None:
-        self._connections.pool()
+        self._connections.session()
 
     async def close(self) -> None:
         await self._connections.close()

@@ -219,7 +219,7 @@ class _Transport:
 
         from google.auth.exceptions import TransportError
 
-        from threadline.addresses import tls
+        from threadline.connections import tls
 
         request = Request(url, body, dict(headers or {}), method=method)  # noqa: S310
         context = tls() if url.startswith("https:") else None
