@@ -28,6 +28,7 @@ from threadline import (
     StorageUnavailableError,
     connections,
 )
+from threadline.addresses import tls
 from threadline.connections import Answer, Connections, NotSentError
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -364,6 +365,14 @@ def test_a_certificate_that_nobody_trusts_is_refused_before_anything_is_sent(
         asyncio.run(_secure(certificate))
 
 
+def test_where_python_finds_no_certificates_there_are_certifis(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    assert tls().cert_store_stats()["x509_ca"] > 50
+
+
 class TunnelProxy:
     """A proxy that connects to where it is told, if it is told the right password."""
 
@@ -389,18 +398,22 @@ class TunnelProxy:
                 writer.write(data)
 
 
-async def _through(proxy: TunnelProxy, work: Callable[[], Any], port: int) -> Any:
-    async with await asyncio.start_server(proxy.serve, "127.0.0.1", port):
+async def _through(
+    proxy: TunnelProxy, work: Callable[[], Any], port: int, tls: ssl.SSLContext | None = None
+) -> Any:
+    async with await asyncio.start_server(proxy.serve, "localhost", port, ssl=tls):
         return await work()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_https_goes_through_a_tunnel_of_the_proxy(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     proxy, port = TunnelProxy(), free_port()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setenv("HTTPS_PROXY", f"http://ada:p%40ss@127.0.0.1:{port}")
-    answer = asyncio.run(_through(proxy, lambda: _secure(certificate), port))
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://ada:p%40ss@localhost:{port}")
+    tls = _tls(certificate) if scheme == "https" else None
+    answer = asyncio.run(_through(proxy, lambda: _secure(certificate), port, tls))
     assert answer.body == b"{}"
     assert proxy.heads[0].startswith(b"CONNECT localhost:")
     assert b"Basic " + base64.b64encode(b"ada:p@ss") in proxy.heads[0]
@@ -411,7 +424,7 @@ def test_a_proxy_that_refuses_is_named_and_nothing_was_sent(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, refusal: bytes
 ) -> None:
     port = free_port()
-    monkeypatch.setenv("HTTPS_PROXY", f"http://ada:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://ada:secret@localhost:{port}")
     with pytest.raises(NotSentError, match="proxy") as refused:
         asyncio.run(_through(TunnelProxy(refusal), lambda: _secure(certificate), port))
     assert "secret" not in str(refused.value)

@@ -35,8 +35,9 @@ class Address:
 
     def __init__(self, url: SplitResult, proxy: SplitResult | None) -> None:
         host = _host(url)
+        named = f"{host}:{url.port}" if url.port else host
         self.prefix = ""
-        self.headers = f"host: {host}{f':{url.port}' if url.port else ''}\r\n"
+        self.headers = f"host: {named}\r\n"
         self._server = (host.strip("[]"), url.port or _PORTS[url.scheme])
         self._tls = tls() if url.scheme == "https" else None
         self._proxy: tuple[str, int] | None = None
@@ -48,7 +49,7 @@ class Address:
         self._proxy_tls = tls() if proxy.scheme == "https" else None
         access = f"proxy-authorization: {_basic(proxy)}\r\n" if proxy.username else ""
         if self._tls is None:
-            self.prefix = f"http://{url.netloc}"
+            self.prefix = f"http://{named}"
             self.headers += access
         else:
             target = f"{host}:{self._server[1]}"
@@ -126,16 +127,13 @@ def find_address(url: SplitResult) -> Address:
 
 
 def tls() -> ssl.SSLContext:
-    """Return what certificates are checked with: the system's, and certifi's where it is there."""
+    """Return how certificates are checked: by the system's, or certifi's if there are none."""
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
-    if paths.cafile is None and paths.capath is None:  # a Python without the system's
-        try:
-            import certifi
-        except ModuleNotFoundError:
-            pass
-        else:
-            context.load_verify_locations(certifi.where())
+    if paths.cafile is None and paths.capath is None:
+        import certifi
+
+        context.load_verify_locations(certifi.where())
     return context
 
 

@@ -202,7 +202,7 @@ class _Connection(asyncio.Protocol):
         """Send a request and wait for its answer, or for the end of the connection."""
         assert self._transport is not None  # noqa: S101 - for the type checker
         if not self.is_open:
-            raise ConnectionResetError("The server closed the connection")
+            raise NotSentError("The server closed the connection before anything was sent.")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
