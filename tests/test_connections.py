@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -371,6 +372,13 @@ def test_where_python_finds_no_certificates_there_are_certifis(
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
     assert tls().cert_store_stats()["x509_ca"] > 50
+
+
+def test_another_event_loop_will_do(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(call(OK)).status == 200
+        assert runner.run(_secure(certificate)).status == 200
 
 
 class TunnelProxy:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -61,18 +61,11 @@ class Address:
         if not self._connect:
             host, port = self._proxy or self._server
             context = self._tls if self._proxy is None else self._proxy_tls
-            _, protocol = await loop.create_connection(
-                make, host, port, ssl=context, happy_eyeballs_delay=_NEXT_ADDRESS_S
-            )
+            _, protocol = await _open(make, host, port, context)
             return protocol
         assert self._proxy is not None  # noqa: S101 - for the type checker
         assert self._tls is not None  # noqa: S101
-        transport, tunnel = await loop.create_connection(
-            _Tunnel,
-            *self._proxy,
-            ssl=self._proxy_tls,
-            happy_eyeballs_delay=_NEXT_ADDRESS_S,
-        )
+        transport, tunnel = await _open(_Tunnel, *self._proxy, self._proxy_tls)
         try:
             transport.write(self._connect)
             await tunnel.opened
@@ -86,6 +79,16 @@ class Address:
         assert secured is not None  # noqa: S101 - it was open a moment ago
         protocol.connection_made(secured)
         return protocol
+
+
+async def _open(
+    make: Callable[[], P], host: str, port: int, tls: ssl.SSLContext | None
+) -> tuple[asyncio.Transport, P]:
+    loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {}
+    if isinstance(loop, asyncio.BaseEventLoop):  # uvloop's tries one after the other
+        options["happy_eyeballs_delay"] = _NEXT_ADDRESS_S
+    return await loop.create_connection(make, host, port, ssl=tls, **options)
 
 
 class _Tunnel(asyncio.Protocol):
