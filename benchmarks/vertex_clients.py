@@ -54,7 +54,7 @@ class ThreadlineClient(Client):
 
     name = "threadline"
     package = "threadline"
-    modules = ("threadline", "httptools")
+    modules = ("threadline", "aiohttp")
     statement = "from threadline import VertexAiSessionService"
     ours = True
 
@@ -71,7 +71,7 @@ class ThreadlineForAdk(Client):
 
     name = "threadline, for google-adk"
     package = "threadline"
-    modules = ("threadline", "google.adk", "httptools")
+    modules = ("threadline", "google.adk", "aiohttp")
     statement = "from threadline.integrations.adk import VertexAiSessionService"
     ours = True
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,7 +29,7 @@ from threadline import (
     StorageUnavailableError,
     connections,
 )
-from threadline.connections import Answer, Connections, NotSentError
+from threadline.connections import Answer, Connections, NotSentError, tls
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -362,6 +363,21 @@ def test_a_certificate_that_nobody_trusts_is_refused_before_anything_is_sent(
         asyncio.run(_secure(certificate))
 
 
+def test_where_python_finds_no_certificates_there_are_certifis(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    assert tls().cert_store_stats()["x509_ca"] > 50
+
+
+def test_another_event_loop_will_do(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(call(OK)).status == 200
+        assert runner.run(_secure(certificate)).status == 200
+
+
 class TunnelProxy:
     """A proxy that connects to where it is told, if it is told the right password."""
 
@@ -387,18 +403,22 @@ class TunnelProxy:
                 writer.write(data)
 
 
-async def _through(proxy: TunnelProxy, work: Callable[[], Any], port: int) -> Any:
-    async with await asyncio.start_server(proxy.serve, "127.0.0.1", port):
+async def _through(
+    proxy: TunnelProxy, work: Callable[[], Any], port: int, tls: ssl.SSLContext | None = None
+) -> Any:
+    async with await asyncio.start_server(proxy.serve, "localhost", port, ssl=tls):
         return await work()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_https_goes_through_a_tunnel_of_the_proxy(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     proxy, port = TunnelProxy(), free_port()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setenv("HTTPS_PROXY", f"http://ada:p%40ss@127.0.0.1:{port}")
-    answer = asyncio.run(_through(proxy, lambda: _secure(certificate), port))
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://ada:p%40ss@localhost:{port}")
+    tls = _tls(certificate) if scheme == "https" else None
+    answer = asyncio.run(_through(proxy, lambda: _secure(certificate), port, tls))
     assert answer.body == b"{}"
     assert proxy.heads[0].startswith(b"CONNECT localhost:")
     assert b"Basic " + base64.b64encode(b"ada:p@ss") in proxy.heads[0]
@@ -409,7 +429,7 @@ def test_a_proxy_that_refuses_is_named_and_nothing_was_sent(
 ) -> None:
     refusal = b"HTTP/1.1 407 Authenticate\r\n\r\n"
     port = free_port()
-    monkeypatch.setenv("HTTPS_PROXY", f"http://ada:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://ada:secret@localhost:{port}")
     with pytest.raises(NotSentError, match="proxy") as refused:
         asyncio.run(_through(TunnelProxy(refusal), lambda: _secure(certificate), port))
     assert "secret" not in str(refused.value)

@@ -6,7 +6,6 @@ aiohttp does it, which parses in C; `docs/design/http-client.md` says why it was
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
@@ -179,10 +178,9 @@ def tls() -> ssl.SSLContext:
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
     if paths.cafile is None and paths.capath is None:
-        with contextlib.suppress(ModuleNotFoundError):
-            import certifi
+        import certifi
 
-            context.load_verify_locations(certifi.where())
+        context.load_verify_locations(certifi.where())
     return context
 
 

@@ -70,6 +70,7 @@ async def test_a_session_may_be_named_in_full(store: Store) -> None:
     assert session.id == "talk"
     await store.say(session, "a")
     assert texts(await store.get(session_id=name)) == ["a"]
+    assert texts(await store.get(session_id="sessions/talk")) == ["a"]
     with pytest.raises(ValueError, match="another"):
         await store.get(session_id="reasoningEngines/another/sessions/talk")
     await store.service.delete_session(**{**store.key, "session_id": name})

@@ -420,6 +420,27 @@ def test_a_user_is_a_filter_on_the_server_whatever_its_characters(
     assert proxy.log[-1].query == {"filter": r'user_id="a\" OR user_id=\"b"'}
 
 
+def test_what_the_api_refuses_is_not_sent_where_it_would_refuse_it(
+    service: VertexAiSessionService, proxy: Proxy
+) -> None:
+    content = {"role": "user", "parts": [{"text": "hi", "partMetadata": {"k": 1}}]}
+
+    async def there_and_back() -> Any:
+        session = await service.create_session(**IDS, state={"temp:t": 1, "k": 2})
+        await service.append_event(session, Event.from_dict({"content": content, "timestamp": 1.0}))
+        return await service.get_session(**IDS, session_id=session.id)
+
+    read = run(service, there_and_back())
+    (event,) = read.events
+    assert event.to_dict()["content"] == content
+    assert (event.author, event.invocation_id) == ("", "")
+    created, appended = (one.json() for one in proxy.log if one.method == "POST")
+    assert created["sessionState"] == {"k": 2}
+    assert appended["content"]["parts"] == [{"text": "hi"}]
+    assert (appended["author"], appended["invocationId"]) == ("-", "-")
+    assert appended["rawEvent"]["content"] == content
+
+
 # -- clear errors ---------------------------------------------------------------------------
 
 

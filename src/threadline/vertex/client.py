@@ -321,7 +321,7 @@ def _status(answer: Answer) -> tuple[str, str]:
         told = told[0] if isinstance(told, list) else told
         return str(told["error"].get("status", "")), str(told["error"].get("message", ""))
     except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return "", answer.body[:200].decode(errors="replace")
+        return "error", answer.body[:200].decode(errors="replace")
 
 
 def _retry_after(answer: Answer) -> float:

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.adk.platform import uuid as adk_uuid
 
-from threadline.errors import (
-    EventConflictError,
-    IncompleteReadError,
-    InvalidInputError,
-)
+from threadline.errors import EventConflictError, IncompleteReadError, InvalidInputError
 from threadline.integrations.adk.errors import SessionNotFoundError, as_adk_errors
 from threadline.integrations.adk.events import events_of, to_json_types, to_threadline
 from threadline.integrations.adk.service import (
@@ -32,9 +28,7 @@ if TYPE_CHECKING:
 
     from threadline.models import Session
 
-_NAME = re.compile(
-    r"(?:.*/reasoningEngines/|reasoningEngines/)(?P<engine>[^/]+)/sessions/(?P<id>[^/]+)"
-)
+_NAME = re.compile(r"(?:(?:.*/)?reasoningEngines/(?P<engine>[^/]+)/)?sessions/(?P<id>[^/]+)")
 
 
 class VertexAiSessionService(ThreadlineSessionService):
@@ -124,7 +118,7 @@ class VertexAiSessionService(ThreadlineSessionService):
         )
 
     async def delete_session(self, app_name: str, user_id: str, session_id: str) -> None:
-        """Remove a session, its events and its state; a missing one, or another user's, stays."""
+        """Remove a session, its events and its state; one that is not the user's is left alone."""
         await super().delete_session(app_name, user_id, self._id(session_id, app_name))
 
     def _id(self, session_id: str | None, app_name: str) -> str:
@@ -133,7 +127,7 @@ class VertexAiSessionService(ThreadlineSessionService):
         if found is None:
             return session_id or ""
         engine = self._engine or app_name.rpartition("/")[2]
-        if found["engine"] != engine:
+        if found["engine"] not in (None, engine):
             raise InvalidInputError(
                 f"The session {session_id!r} is of the engine {found['engine']!r}, and the service "
                 f"of {engine!r}."
