@@ -29,14 +29,14 @@ _VIRTUAL = ("/dev/vd", "/dev/xvd", "overlay", "none")
 _SYNCS = 200
 
 
-def environment() -> dict[str, str]:
+def environment(libraries: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
     """Return what a reader has to know of the machine, in the order to be printed."""
     facts = {
         "cores": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "Python": sys.version.split()[0],
     }
-    return facts | {library: version(library) for library in LIBRARIES}
+    return facts | {library: version(library) for library in libraries}
 
 
 def disk(directory: Path) -> dict[str, str]:

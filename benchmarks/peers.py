@@ -167,7 +167,7 @@ class Threadline(AdkVerbs):
 
     async def open(self) -> None:
         threadline = importlib.import_module("threadline")
-        self.models = _threadline_models(threadline)
+        self.models = threadline_models(threadline)
         self.service = threadline.DatabaseSessionService(self.url, **self.options())
 
     def options(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class ThreadlineMemory(AdkVerbs):
 
     async def open(self) -> None:
         threadline = importlib.import_module("threadline")
-        self.models = _threadline_models(threadline)
+        self.models = threadline_models(threadline)
         self.service = threadline.InMemorySessionService()
 
     async def append_all(self, handle: Any, events: Iterable[Any]) -> None:
@@ -480,7 +480,8 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0]
 
 
-def _threadline_models(threadline: Any) -> SimpleNamespace:
+def threadline_models(threadline: Any) -> SimpleNamespace:
+    """Return what builds threadline's events."""
     return SimpleNamespace(
         Event=threadline.Event,
         EventActions=threadline.EventActions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -40,7 +40,12 @@ class Section:
 
 def show(console: Console, results: Results, verdicts: list[Verdict], scale: Scale) -> None:
     """Print the tables."""
-    for section in _sections(results, verdicts, scale):
+    show_sections(console, _sections(results, verdicts, scale), remarks(results))
+
+
+def show_sections(console: Console, sections: list[Section], remarks: list[str]) -> None:
+    """Print tables as far as they fit on a terminal, and remarks."""
+    for section in sections:
         table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD)
         for number in section.short:
             table.add_column(section.columns[number], justify="right" if number else "left")
@@ -48,7 +53,7 @@ def show(console: Console, results: Results, verdicts: list[Verdict], scale: Sca
             table.add_row(*(row[number] for number in section.short))
         console.print(table)
         console.print()
-    for line in _remarks(results):
+    for line in remarks:
         console.print(line, markup=False)
 
 
@@ -56,6 +61,16 @@ def write(
     output: Path, results: Results, verdicts: list[Verdict], scale: Scale, command: str
 ) -> None:
     """Write `report.md` and `results.json`."""
+    sections = [*_sections(results, verdicts, scale), _stores(results)]
+    write_sections(output, results, sections, remarks(results), command)
+    data = asdict(results) | {"scale": asdict(scale), "aims": [asdict(one) for one in verdicts]}
+    write_results(output, data)
+
+
+def write_sections(
+    output: Path, results: Results, sections: list[Section], remarks: list[str], command: str
+) -> None:
+    """Write `report.md`."""
     lines = [
         f"# Benchmark results on {results.title}",
         "",
@@ -68,7 +83,7 @@ def write(
         f"- rounds: {results.rounds}",
         "",
     ]
-    for section in [*_sections(results, verdicts, scale), _stores(results)]:
+    for section in sections:
         lines += [f"## {section.title}", ""]
         if section.text:
             lines += [*section.text.replace(". ", ".\n").splitlines(), ""]
@@ -80,11 +95,13 @@ def write(
         ]
         if section.image and (output / section.image).exists():
             lines += [f"![{section.title}]({section.image})", ""]
-    remarks = _remarks(results)
     if remarks:
         lines += ["## Remarks", "", *(f"- {remark}" for remark in remarks), ""]
     (output / "report.md").write_text("\n".join(lines), encoding="utf-8")
-    data = asdict(results) | {"scale": asdict(scale), "aims": [asdict(one) for one in verdicts]}
+
+
+def write_results(output: Path, data: dict[str, Any]) -> None:
+    """Write `results.json`."""
     (output / "results.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
@@ -95,13 +112,13 @@ def _sections(results: Results, verdicts: list[Verdict], scale: Scale) -> list[S
         timings = [timing for timing in results.timings if timing.workload == kind.name]
         if timings:
             names = [store.name for store in workload.here]
-            section = _times(results, timings, names, kind.reference, kind.unit)
+            section = timed(results, timings, names, kind.reference, kind.unit)
             section.title = f"{kind.title} (`{kind.name}`)"
             section.text = workload.describe()
             sections.append(section)
     timings = [timing for timing in results.timings if timing.workload == imports.NAME]
     if timings:
-        section = _times(results, timings, [*imports.STATEMENTS], imports.REFERENCE, "import")
+        section = timed(results, timings, [*imports.STATEMENTS], imports.REFERENCE, "import")
         section.title = f"{imports.TITLE} (`{imports.NAME}`)"
         section.text = imports.describe(scale)
         sections.append(section)
@@ -144,10 +161,14 @@ def _stores(results: Results) -> Section:
 
 
 def _aims(results: Results, verdicts: list[Verdict]) -> Section:
+    return aims_section(results, verdicts, f" Growth and memory count as flat up to {FLAT:g}x. ")
+
+
+def aims_section(results: Results, verdicts: list[Verdict], note: str = " ") -> Section:
+    """Return the table of the aims."""
     return Section(
         "Aims",
-        "An aim against a peer is the peer's median time over ours. "
-        f"Growth and memory count as flat up to {FLAT:g}x. "
+        f"An aim against a peer is the peer's median time over ours.{note}"
         "A missed aim is a fact of this run on this machine, not an error.",
         ("aim", "wanted", "measured", "verdict"),
         [(one.aim, one.bound, one.measured, _verdict(results, one)) for one in verdicts],
@@ -161,9 +182,10 @@ def _verdict(results: Results, one: Verdict) -> str:
     return "reached" if one.reached else "MISSED"
 
 
-def _times(
+def timed(
     results: Results, timings: list[Timing], names: list[str], reference: str, unit: str
 ) -> Section:
+    """Return the table of one workload, without a title."""
     measures = list(dict.fromkeys(timing.measure for timing in timings))
     rows = []
     for measure in measures:
@@ -215,7 +237,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.2f} s"
 
 
-def _remarks(results: Results) -> list[str]:
+def remarks(results: Results) -> list[str]:
+    """Return what a reader has to know of a run."""
     remarks = []
     if not results.is_measurement:
         remarks.append(

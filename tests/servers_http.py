@@ -98,9 +98,11 @@ class Command:
         def answers() -> bool:
             assert self.process.poll() is None, self.written()
             try:
-                return plain.get(f"{self.url}/readyz").status_code == 200
+                # Not kept: it would be there when the server is not any more.
+                answer = plain.get(f"{self.url}/readyz", headers={"connection": "close"})
             except httpx.TransportError:
                 return False
+            return answer.status_code == 200
 
         wait_until(answers)
 

@@ -29,7 +29,7 @@ HEAVY = {
         "fastapi",
         "uvicorn",
         "httpx",
-        "httptools",
+        "aiohttp",
         "anyio",
         "google",
         "hypothesis",

@@ -70,9 +70,8 @@ from threadline.store import (
     EngineSessionService,
     InMemorySessionService,
 )
+from threadline.version import __version__ as __version__
 from threadline.vertex.service import VertexAiSessionService
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MISSING",

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from threadline import clock, codec, wire
 from threadline.canonical import decode, encode
-from threadline.connections import Connections
+from threadline.connections import Connections, NotSentError
 from threadline.engines.base import (
     Appended,
     ErasedUser,
@@ -20,11 +20,7 @@ from threadline.engines.base import (
     session_key,
     user_scope,
 )
-from threadline.errors import (
-    InvalidInputError,
-    SessionNotFoundError,
-    StorageUnavailableError,
-)
+from threadline.errors import SessionNotFoundError, StorageUnavailableError
 from threadline.history import History
 from threadline.models import ListEventsResponse, ListSessionsResponse
 from threadline.patch import MISSING
@@ -242,19 +238,12 @@ class _Server:
     def __init__(
         self, base_url: str, token: str | None, timeout_s: float, retry_for_s: float
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                f"base_url must begin with http:// or https://, got {base_url!r}."
-            )
-        self._base_url = base_url.rstrip("/")
-        headers = {"content-type": wire.JSON}
-        if token is not None:
-            headers["authorization"] = f"Bearer {token}"
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._connections = Connections(base_url, headers, timeout_s, "remote")
         self._retry_for_s = retry_for_s
 
     async def open(self) -> None:
-        self._connections.client()
+        self._connections.session()
 
     async def close(self) -> None:
         await self._connections.close()
@@ -343,37 +332,23 @@ class _Server:
         is_repeatable: bool = True,
     ) -> bytes:
         """Return the body of the answer, or raise the error that it tells of."""
-        import httpx
-
-        client, loop = self._connections.client(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         give_up = loop.time() + self._retry_for_s
-        not_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+        headers = {"if-match": if_match} if if_match else None
         pause_s = BACKOFF_S
         while True:
             try:
-                answer = await client.request(
-                    method,
-                    self._base_url + path,
-                    params={
-                        name: str(value).lower() if isinstance(value, bool) else value
-                        for name, value in (query or {}).items()
-                        if value is not None
-                    },
-                    content=body,
-                    headers={"if-match": if_match} if if_match else None,
+                answer = await self._connections.call(
+                    method, path, query=query, headers=headers, body=body
                 )
-            except httpx.TransportError as error:
-                may_repeat = is_repeatable or isinstance(error, not_sent)
-                reason = str(error) or type(error).__name__
-                refusal: Exception = StorageUnavailableError(
-                    f"No answer from {self._base_url}: {reason}. Whether the call was carried out "
-                    "is not known."
-                )
+            except StorageUnavailableError as error:
+                may_repeat = is_repeatable or isinstance(error, NotSentError)
+                refusal: Exception = error
             else:
-                if answer.status_code < 400:
-                    return answer.content
-                may_repeat = is_repeatable and answer.status_code in (502, 503, 504)
-                refusal = wire.error(answer.status_code, answer.content)
+                if answer.status < 400:
+                    return answer.body
+                may_repeat = is_repeatable and answer.status in (502, 503, 504)
+                refusal = wire.error(answer.status, answer.body)
             if not may_repeat or loop.time() + pause_s > give_up:
                 raise refusal
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret

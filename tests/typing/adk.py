@@ -12,6 +12,7 @@ from threadline.integrations.adk import (
     InMemorySessionService,
     StaleSessionError,
     ThreadlineSessionService,
+    VertexAiSessionService,
     adk_service,
     register_schemes,
 )
@@ -27,6 +28,15 @@ async def sessions(service: DatabaseSessionService, session: Session, event: Eve
     async with InMemorySessionService(on_stale="rebase") as memory:
         theirs: BaseSessionService = memory
     del theirs
+
+
+async def on_vertex(service: VertexAiSessionService, session: Session) -> None:
+    theirs: BaseSessionService = service
+    del theirs
+    made = await service.create_session(app_name="1", user_id="u", ttl="60s", labels={"a": "b"})
+    assert_type(made, Session)
+    assert_type(service.service, threadline.VertexAiSessionService)
+    Runner(app_name="1", session_service=service)
 
 
 def others(service: threadline.BaseSessionService, error: StaleSessionError) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from servers import free_port
 from servers_http import served
 from threadline import (
     Event,
+    GetSessionConfig,
     IncompleteReadError,
     InMemorySessionService,
     InvalidInputError,
@@ -371,6 +376,71 @@ def test_a_delete_whose_answer_was_lost_is_done(
     assert run(service, deleted()) is None
 
 
+def test_a_delete_of_another_users_session_is_not_sent(
+    service: VertexAiSessionService, proxy: Proxy
+) -> None:
+    async def kept() -> Any:
+        session = await service.create_session(**IDS)
+        await service.delete_session(app_name="123", user_id="other", session_id=session.id)
+        return await service.get_session(**IDS, session_id=session.id)
+
+    assert run(service, kept()) is not None
+    assert proxy.count("DELETE") == 0
+
+
+# -- what is asked of the server ------------------------------------------------------------
+
+
+def test_a_time_is_a_filter_on_the_server(service: VertexAiSessionService, proxy: Proxy) -> None:
+    async def late() -> Any:
+        session = await service.create_session(**IDS)
+        for n in range(3):
+            await service.append_event(session, say(str(n), timestamp=float(n)))
+        proxy.log.clear()
+        config = GetSessionConfig(after_timestamp=1.0)
+        return await service.get_session(**IDS, session_id=session.id, config=config)
+
+    assert [event.timestamp for event in run(service, late()).events] == [1.0, 2.0]
+    (asked,) = [one.query for one in proxy.log if one.path.endswith(EVENTS)]
+    assert asked == {"filter": 'timestamp>="1970-01-01T00:00:01Z"'}
+
+
+def test_a_user_is_a_filter_on_the_server_whatever_its_characters(
+    service: VertexAiSessionService, proxy: Proxy
+) -> None:
+    users = ['a" OR user_id="b', "back\\slash", "AND", "b"]
+
+    async def listed() -> Any:
+        for user in users:
+            await service.create_session(app_name="123", user_id=user)
+        found = await service.list_sessions(app_name="123", user_id=users[0])
+        return [one.user_id for one in found.sessions]
+
+    assert run(service, listed()) == users[:1]
+    assert proxy.log[-1].query == {"filter": r'user_id="a\" OR user_id=\"b"'}
+
+
+def test_what_the_api_refuses_is_not_sent_where_it_would_refuse_it(
+    service: VertexAiSessionService, proxy: Proxy
+) -> None:
+    content = {"role": "user", "parts": [{"text": "hi", "partMetadata": {"k": 1}}]}
+
+    async def there_and_back() -> Any:
+        session = await service.create_session(**IDS, state={"temp:t": 1, "k": 2})
+        await service.append_event(session, Event.from_dict({"content": content, "timestamp": 1.0}))
+        return await service.get_session(**IDS, session_id=session.id)
+
+    read = run(service, there_and_back())
+    (event,) = read.events
+    assert event.to_dict()["content"] == content
+    assert (event.author, event.invocation_id) == ("", "")
+    created, appended = (one.json() for one in proxy.log if one.method == "POST")
+    assert created["sessionState"] == {"k": 2}
+    assert appended["content"]["parts"] == [{"text": "hi"}]
+    assert (appended["author"], appended["invocationId"]) == ("-", "-")
+    assert appended["rawEvent"]["content"] == content
+
+
 # -- clear errors ---------------------------------------------------------------------------
 
 
@@ -442,6 +512,31 @@ def test_a_token_that_was_revoked_is_fetched_again(proxy: Proxy) -> None:
     assert run(service, service.create_session(**IDS)).id
 
 
+def test_a_token_comes_from_the_metadata_server_of_a_machine_of_googles(proxy: Proxy) -> None:
+    told = {"access_token": "of-the-machine", "expires_in": 3600, "email": "a@b", "scopes": []}
+    found = Reply(200, json.dumps(told).encode(), {"Metadata-Flavor": "Google"})
+    proxy.faults += [("/computeMetadata", lambda *_: found) for _ in range(9)]
+    proxy.faults += [("GET /", lambda *_: found)]  # whether there is one
+    code = """
+        import asyncio, sys
+        from google.auth.compute_engine import Credentials
+        from threadline import VertexAiSessionService
+        async def main():
+            async with VertexAiSessionService(
+                "p", "l", base_url=sys.argv[1], credentials=Credentials()
+            ) as service:
+                await service.create_session(app_name="1", user_id="u")
+        asyncio.run(main())
+        """
+    host = proxy.url.removeprefix("http://").partition("/")[0]
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), proxy.url],
+        env={**os.environ, "GCE_METADATA_HOST": host, "GCE_METADATA_IP": host},
+        check=True,
+    )
+    assert proxy.log[-1].headers["authorization"] == "Bearer of-the-machine"
+
+
 def test_no_credentials_are_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -455,29 +550,39 @@ def test_no_credentials_are_an_error_that_says_what_to_do(
         run(service, service.create_session(**IDS))
 
 
-def test_no_key_is_logged(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+SECRETS = [
+    {"express_mode_api_key": "secret-key"},
+    {"project": "p", "location": "l", "credentials": Credentials("secret-key")},
+]
+
+
+@pytest.mark.parametrize("given", SECRETS, ids=["key", "token"])
+def test_no_secret_is_logged_or_said(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture, given: Any
+) -> None:
     caplog.set_level(logging.DEBUG)
-    service = VertexAiSessionService(
-        express_mode_api_key="secret-key", base_url=proxy.url, retry_for_s=0.2
-    )
-    proxy.faults += [("POST", refusing(403))]
+    service = VertexAiSessionService(**given, base_url=proxy.url, retry_for_s=0.2)
+    proxy.faults += [("POST", refusing(403)), ("GET", breaking)]
     with pytest.raises(PermissionDeniedError) as refused:
         run(service, service.create_session(**IDS))
-    assert "secret-key" not in caplog.text + str(refused.value) + repr(service)
-    assert proxy.log[0].headers["x-goog-api-key"] == "secret-key"
+    assert run(service, service.get_session(**IDS, session_id="s")) is None
+    assert "secret-key" not in caplog.text + repr(refused) + str(refused.value) + repr(service)
+    headers = proxy.log[0].headers
+    assert "secret-key" in headers.get("x-goog-api-key", "") + headers.get("authorization", "")
 
 
 HOSTS = [
     ({"project": "p", "location": "us-central1"}, "https://us-central1-aiplatform.googleapis.com"),
     ({"project": "p", "location": "global"}, "https://aiplatform.googleapis.com"),
     ({"project": "p", "location": "eu"}, "https://aiplatform.eu.rep.googleapis.com"),
+    ({"project": "p", "location": "us"}, "https://aiplatform.us.rep.googleapis.com"),
     ({"express_mode_api_key": "k"}, "https://aiplatform.googleapis.com"),
 ]
 
 
 @pytest.mark.parametrize(("given", "host"), HOSTS)
 def test_the_host_is_that_of_the_location(given: Any, host: str) -> None:
-    assert VertexAiSessionService(**given)._client._root == f"{host}/v1beta1/"
+    assert VertexAiSessionService(**given)._client._connections.base_url == f"{host}/v1beta1"
 
 
 def test_the_environment_says_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,6 +590,20 @@ def test_the_environment_says_what_is_not_given(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GOOGLE_CLOUD_LOCATION", "us-east1")
     client = VertexAiSessionService(agent_engine_id="1")._client
     assert (client.project, client.location) == ("p", "us-east1")
+
+
+@pytest.mark.parametrize("is_enterprise", [True, False])
+def test_a_key_of_the_environment_counts_where_it_is_said_to_be_vertex_ais(
+    monkeypatch: pytest.MonkeyPatch, proxy: Proxy, is_enterprise: bool
+) -> None:
+    monkeypatch.setenv("GOOGLE_API_KEY", "from-outside")
+    monkeypatch.setenv("GOOGLE_GENAI_USE_ENTERPRISE", str(is_enterprise))
+    service = VertexAiSessionService("p", "l", base_url=proxy.url)
+    run(service, service.create_session(**IDS))
+    begin = "/v1beta1/reasoningEngines/" if is_enterprise else "/v1beta1/projects/p/locations/l/"
+    assert all(one.path.startswith(begin) for one in proxy.log)
+    keys = {one.headers.get("x-goog-api-key") for one in proxy.log}
+    assert keys == {"from-outside" if is_enterprise else None}
 
 
 def test_what_cannot_be_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,11 @@ import asyncio
 import os
 import random
 import threading
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from threadline.connections import Connections
+from threadline.connections import Answer, Connections, NotSentError
 from threadline.errors import (
     AlreadyExistsError,
     EventConflictError,
@@ -34,9 +33,12 @@ from threadline.vertex import wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from http.client import HTTPResponse
+    from urllib.error import HTTPError
 
-    import httpx
     from google.auth.credentials import Credentials
+
+    from threadline.connections import Query
 
 T = TypeVar("T")
 
@@ -85,10 +87,6 @@ class VertexClient:
             raise InvalidInputError("Give project and location, or express_mode_api_key, not both.")
         if api_key is not None and credentials is not None:
             raise InvalidInputError("Give express_mode_api_key or credentials, not both.")
-        if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                f"base_url must begin with http:// or https://, got {base_url!r}."
-            )
         if api_key is None and credentials is None and _is_enterprise():
             api_key = os.environ.get("GOOGLE_API_KEY") or None
         if api_key is None:
@@ -106,15 +104,13 @@ class VertexClient:
         self.project, self.location = project, location
         self.is_google = base_url is None
         self.timeout_s, self.retry_for_s = timeout_s, retry_for_s
-        self._root = f"{(base_url or _host(location)).rstrip('/')}/{VERSION}/"
+        root = f"{(base_url or _host(location)).rstrip('/')}/{VERSION}"
         self._credentials = credentials
         # Google's tokens go to Google; to send one elsewhere is for the caller to say.
         self._looks_for_credentials = self.is_google and api_key is None
         self._refreshing = threading.Lock()
-        headers = {"user-agent": _user_agent(), "accept": "application/json"}
-        if api_key is not None:
-            headers["x-goog-api-key"] = api_key
-        self._connections = Connections(self._root, headers, timeout_s, "vertex")
+        headers = {} if api_key is None else {"x-goog-api-key": api_key}
+        self._connections = Connections(root, headers, timeout_s, "vertex")
 
     async def close(self) -> None:
         """Let go of connections; the next call makes new ones."""
@@ -130,7 +126,7 @@ class VertexClient:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str | int | None] | None = None,
+        query: Query | None = None,
         body: bytes | None = None,
         is_repeatable: bool = True,
     ) -> T:
@@ -140,58 +136,32 @@ class VertexClient:
         QuotaExceededError that it did nothing.
         """
         tries, may_refresh = Tries(self.retry_for_s), True
+        place = f"{method} {self._connections.base_url}/{path}"
         while True:
             may_repeat, wait_s = is_repeatable, 0.0
+            headers = await self._authorization()
             try:
-                answer = await self._send(method, path, query, body)
-                if answer.status_code == 200:
-                    return _read(kind, answer)
-                refusal = _error(answer)
-                if answer.status_code == 401 and may_refresh and self._credentials is not None:
+                answer = await self._connections.call(
+                    method, f"/{path}", query=query, headers=headers, body=body
+                )
+                if answer.status == 200:
+                    return _read(kind, answer, place)
+                refusal = _error(answer, place)
+                if answer.status == 401 and may_refresh and self._credentials is not None:
                     may_refresh = False  # a token may be revoked before its time
                     await asyncio.to_thread(self._refresh)
                     continue
-                if answer.status_code == 429:
+                if answer.status == 429:
                     may_repeat, wait_s = True, _retry_after(answer)
-                elif answer.status_code not in _UNKNOWN_OUTCOME:
+                elif answer.status not in _UNKNOWN_OUTCOME:
                     raise refusal
-            except _NotSentError as error:
+            except NotSentError as error:
                 may_repeat, refusal = True, error
             except StorageUnavailableError as error:
                 refusal = error
             if not may_repeat:
                 raise refusal
             await tries.pause(refusal, at_least_s=wait_s)
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str | int | None] | None,
-        body: bytes | None,
-    ) -> httpx.Response:
-        client = self._connections.client()
-        import httpx
-
-        headers = await self._authorization()
-        if body is not None:
-            headers["content-type"] = "application/json"
-        try:
-            async with asyncio.timeout(self.timeout_s):  # httpx's is between two bytes
-                return await client.request(
-                    method,
-                    self._root + path,
-                    params={k: v for k, v in query.items() if v is not None} if query else None,
-                    content=body,
-                    headers=headers,
-                )
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise _NotSentError(f"{self._root} cannot be reached: {_said(error)}.") from error
-        except (httpx.RequestError, TimeoutError) as error:
-            raise StorageUnavailableError(
-                f"No answer from {self._root} to {method} {path}: {_said(error)}. Whether the call "
-                "was carried out is not known."
-            ) from error
 
     # -- credentials --------------------------------------------------------------------
 
@@ -232,10 +202,6 @@ class VertexClient:
                 ) from error
 
 
-class _NotSentError(StorageUnavailableError):
-    """No connection was made, so nothing was carried out."""
-
-
 class _Transport:
     """What google-auth fetches its tokens with."""
 
@@ -248,16 +214,22 @@ class _Transport:
         timeout: float | None = None,
         **_: Any,
     ) -> _Answer:
-        import httpx
+        from urllib.error import HTTPError
+        from urllib.request import Request, urlopen
+
         from google.auth.exceptions import TransportError
 
+        from threadline.connections import tls
+
+        request = Request(url, body, dict(headers or {}), method=method)  # noqa: S310
+        context = tls() if url.startswith("https:") else None
         try:
-            answer = httpx.request(
-                method, url, content=body, headers=dict(headers or {}), timeout=timeout or 30.0
-            )
-        except httpx.RequestError as error:
-            raise TransportError(_said(error)) from error  # type: ignore[no-untyped-call]
-        return _Answer(answer.status_code, dict(answer.headers), answer.content)
+            with urlopen(request, timeout=timeout or 30.0, context=context) as answer:  # noqa: S310
+                return _Answer.of(answer)
+        except HTTPError as refusal:
+            return _Answer.of(refusal)
+        except OSError as error:
+            raise TransportError(str(error)) from error  # type: ignore[no-untyped-call]
 
 
 class _Answer(msgspec.Struct):
@@ -266,6 +238,12 @@ class _Answer(msgspec.Struct):
     status: int
     headers: dict[str, str]
     data: bytes
+
+    @classmethod
+    def of(cls, answer: HTTPResponse | HTTPError) -> _Answer:
+        """Read an answer; google-auth looks for headers by names in lower case."""
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return cls(answer.status or 0, headers, answer.read())
 
 
 def _default_credentials() -> Credentials:
@@ -303,26 +281,22 @@ def _host(location: str | None) -> str:
     return f"https://{location}-aiplatform.googleapis.com"
 
 
-def _user_agent() -> str:
-    return f"threadline/{version('threadline')}"
-
-
 # -- answers ----------------------------------------------------------------------------
 
 
-def _read(kind: type[T], answer: httpx.Response) -> T:
+def _read(kind: type[T], answer: Answer, place: str) -> T:
     try:
-        return msgspec.json.decode(answer.content or b"{}", type=kind)
+        return msgspec.json.decode(answer.body or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StorageUnavailableError(
-            f"{_place(answer)} answered with what is no answer of the Sessions API: {error}"
+            f"{place} answered with what is no answer of the Sessions API: {error}"
         ) from error
 
 
-def _error(answer: httpx.Response) -> Exception:
+def _error(answer: Answer, place: str) -> Exception:
     """Return the error that an answer tells of."""
-    code, (status, message) = answer.status_code, _status(answer)
-    text = f"{_place(answer)} answered {code} {status}: {message}"
+    code, (status, message) = answer.status, _status(answer)
+    text = f"{place} answered {code} {status}: {message}"
     if code == 400 and "already exists" in message:
         return AlreadyExistsError(message)
     if code == 429:
@@ -340,24 +314,16 @@ def _error(answer: httpx.Response) -> Exception:
     return kinds.get(code, StorageError)(text)
 
 
-def _status(answer: httpx.Response) -> tuple[str, str]:
+def _status(answer: Answer) -> tuple[str, str]:
     """Return Google's name of what went wrong, and its words; a proxy has words of its own."""
     try:
-        told = msgspec.json.decode(answer.content)
+        told = msgspec.json.decode(answer.body)
         told = told[0] if isinstance(told, list) else told
         return str(told["error"].get("status", "")), str(told["error"].get("message", ""))
     except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        return answer.reason_phrase, answer.text[:200]
+        return "error", answer.body[:200].decode(errors="replace")
 
 
-def _place(answer: httpx.Response) -> str:
-    return f"{answer.request.method} {answer.request.url.copy_with(query=None)}"
-
-
-def _retry_after(answer: httpx.Response) -> float:
+def _retry_after(answer: Answer) -> float:
     seconds = answer.headers.get("retry-after", "")
     return float(seconds) if seconds.isdigit() else 0.0
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__

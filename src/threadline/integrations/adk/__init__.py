@@ -30,6 +30,7 @@ from threadline.integrations.adk.service import (
     ThreadlineSessionService,
     adk_service,
 )
+from threadline.integrations.adk.vertex import VertexAiSessionService
 
 __all__ = [
     "AlreadyExistsError",
@@ -39,6 +40,7 @@ __all__ = [
     "StaleSessionError",
     "StateSchemaError",
     "ThreadlineSessionService",
+    "VertexAiSessionService",
     "adk_service",
     "register_schemes",
 ]

@@ -83,7 +83,7 @@ class ThreadlineSessionService(BaseSessionService):
                 state=to_json_types(state or {}),
                 session_id=session_id or adk_uuid.new_uuid(),
             )
-        return _to_adk_session(created, [])
+        return to_adk_session(created, [])
 
     async def get_session(
         self,
@@ -108,7 +108,7 @@ class ThreadlineSessionService(BaseSessionService):
                     after_timestamp=config.after_timestamp,
                 ),
             )
-            return None if found is None else _to_adk_session(found, events_of(found.events))
+            return None if found is None else to_adk_session(found, events_of(found.events))
         while True:
             known = self._cache.find(key)
             after = len(known.items) if known else 0
@@ -133,14 +133,14 @@ class ThreadlineSessionService(BaseSessionService):
                 for item in (known.items[:after] if known else ())
             ]
             self._cache.keep(key, found.incarnation, after, kept, size_bytes)
-            return _to_adk_session(found, seen + news)
+            return to_adk_session(found, seen + news)
 
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
         """List sessions without events, oldest update first; of all users if `user_id` is None."""
         listed = await self.service.list_sessions(app_name=app_name, user_id=user_id)
-        return ListSessionsResponse(sessions=[_to_adk_session(one, []) for one in listed.sessions])
+        return ListSessionsResponse(sessions=[to_adk_session(one, []) for one in listed.sessions])
 
     async def delete_session(self, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session, its events and its state; a missing one is no error."""
@@ -191,21 +191,13 @@ class ThreadlineSessionService(BaseSessionService):
             with as_adk_errors():
                 await self.service.refresh(handle)
             session.events += [one for one in events_of(handle.events) if one.id not in known]
-            temp = scopes.temp_keys(session.state)
-            session.state.clear()
-            session.state.update(scopes.plain(handle.state), **temp)
-            _mark(session, handle)
+            bring_up_to_date(session, handle)
         return session
 
     async def _handle(self, session: AdkSession) -> Session:
         """Return threadline's handle of a session, which knows what the session's holder knows."""
-        handle = Session(
-            id=session.id, app_name=session.app_name, user_id=session.user_id, revision=0
-        )
-        marker = _MARKER.fullmatch(session._storage_update_marker or "")  # noqa: SLF001 - ADK's place for it
-        if marker:
-            handle.revision = int(marker["revision"])
-            handle.incarnation = int(marker["incarnation"]) if marker["incarnation"] else None
+        handle = marked_handle(session)
+        if _marker(session):
             return handle
         # Made by hand, or by way of JSON: what it knows is told by its newest event.
         key = (session.app_name, session.user_id, session.id)
@@ -352,13 +344,36 @@ class _Turn:
 _MARKER = re.compile(r"threadline:(?P<incarnation>\d*):(?P<revision>\d+)")
 
 
+def _marker(session: AdkSession) -> re.Match[str] | None:
+    return _MARKER.fullmatch(session._storage_update_marker or "")  # noqa: SLF001 - ADK's place for it
+
+
+def marked_handle(session: AdkSession) -> Session:
+    """Return threadline's handle of a session as its mark has it, or of an empty one."""
+    handle = Session(id=session.id, app_name=session.app_name, user_id=session.user_id, revision=0)
+    marker = _marker(session)
+    if marker:
+        handle.revision = int(marker["revision"])
+        handle.incarnation = int(marker["incarnation"]) if marker["incarnation"] else None
+    return handle
+
+
+def bring_up_to_date(session: AdkSession, known: Session) -> None:
+    """Give a session the state that is known now, but for its own `temp:` keys, and its mark."""
+    temp = scopes.temp_keys(session.state)
+    session.state.clear()
+    session.state.update(scopes.plain(known.state), **temp)
+    _mark(session, known)
+
+
 def _mark(session: AdkSession, known: Session) -> None:
     session.last_update_time = known.last_update_time
     incarnation = "" if known.incarnation is None else known.incarnation
     session._storage_update_marker = f"threadline:{incarnation}:{known.revision or 0}"  # noqa: SLF001 - ADK's place for it
 
 
-def _to_adk_session(known: Session, events: list[AdkEvent]) -> AdkSession:
+def to_adk_session(known: Session, events: list[AdkEvent]) -> AdkSession:
+    """Return google-adk's session of a handle, marked."""
     session = AdkSession(
         id=known.id,
         app_name=known.app_name,
