@@ -39,8 +39,11 @@ HEAVY = {
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter has after a statement."""
-    code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    """Return the top-level modules of what a statement loads in a fresh interpreter."""
+    code = (  # `google` may be there before: a package of Google's makes it when Python starts
+        f"import sys\nbefore = set(sys.modules)\n{statement}\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -24,6 +24,7 @@ PATH = "/dev-ui"
 def routes() -> list[BaseRoute]:
     """Return the routes of the UI's files, or raise MissingExtraError."""
     return [
+        Route(PATH, _to_the_files),
         Route(f"{PATH}/assets/config/runtime-config.json", _config),
         Mount(PATH, _Files(directory=folder(), html=True)),
     ]
@@ -40,6 +41,12 @@ def folder() -> Path:
         if files.joinpath("index.html").is_file():
             return files
     raise MissingExtraError("ADK's web UI comes with google-adk: pip install 'threadline[adk]'")
+
+
+async def _to_the_files(request: Request) -> Response:
+    """Lead to where the UI's own paths are right."""
+    open_to_all(request)
+    return RedirectResponse(f"{request.scope['root_path']}{PATH}/")
 
 
 async def _config(request: Request) -> Response:
