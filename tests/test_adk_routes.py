@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -230,6 +231,23 @@ def test_secrets_and_internal_metadata_are_not_shown(
     event = http.get(S).json()["events"][0]
     assert event["customMetadata"] == {"mine": 1}
     assert event["actions"]["requestedAuthConfigs"]["c"] == {"authScheme": {"type": "oauth2"}}
+
+
+def test_an_event_is_whole_whether_it_had_to_be_decoded_or_not(
+    http: httpx.Client, service: BaseSessionService
+) -> None:
+    given = [
+        Event(author="a", content="plain"),
+        Event(author="a", actions={"state_delta": {"k": 1}}),
+        Event(author="a", content="a lone \ud800", custom_metadata={"actions": "mine"}),
+        Event(author="a", custom_metadata={"n": float("nan"), "authType": "mine"}),
+    ]
+    store(service, *given)
+    expected = []
+    for event in given:
+        plain = {**event.to_dict(), "actions": event.to_dict().get("actions", {})}
+        expected.append(json.loads(json.dumps(plain).replace("NaN", '"NaN"')))
+    assert http.get(S).json()["events"] == expected
 
 
 @pytest.mark.parametrize("id", HOSTILE_IDS)

@@ -26,6 +26,11 @@ class History(Sequence[Event]):
     def __init__(self, items: Iterable[Event | EventRow] = ()) -> None:
         self._items: list[Any] = list(items)
 
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> History:
+        """Return events as a history: themselves, if they are one."""
+        return events if isinstance(events, History) else cls(events)
+
     def __len__(self) -> int:
         return len(self._items)
 

@@ -541,12 +541,11 @@ def _advance(session: Session, known: int, appended: Appended, stored: Iterable[
     if appended.missed:
         news += map(codec.row_to_event, appended.missed)
         news.sort(key=lambda event: event.seq or 0)
-    if not isinstance(session.events, History):
-        session.events = History(session.events)
+    session.events = history = History.of(session.events)
     if not isinstance(session.state, state.ReadOnlyDict):
         session.state = state.ReadOnlyDict(session.state)
     for event in news:
-        session.events.push(event)
+        history.push(event)
         if event.actions.state_delta:
             state.write_through(session.state, event.actions.state_delta)
     session.revision = appended.revision
@@ -555,7 +554,7 @@ def _advance(session: Session, known: int, appended: Appended, stored: Iterable[
 
 
 def _grown(events: Sequence[Event], rows: Iterable[Any]) -> History:
-    history = events if isinstance(events, History) else History(events)
+    history = History.of(events)
     for row in rows:
         history.push(row)
     return history

@@ -317,8 +317,7 @@ def _state_rows(merged: msgspec.Raw) -> StateRows:
 
 def bodies(events: Iterable[Any]) -> Iterator[msgspec.Raw]:
     """Yield events as they are on the wire, undecoded where nobody has looked at them."""
-    history = events if isinstance(events, History) else History(events)
-    for seq, body in history.rows():
+    for seq, body in History.of(events).rows():
         yield msgspec.Raw(b'{"seq":%d,%b' % (seq, body[1:]))
 
 

@@ -11,10 +11,12 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 import threadline
+from threadline.canonical import decode
 from threadline.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -23,6 +25,7 @@ from threadline.errors import (
     ThreadlineError,
     UnsupportedOperationError,
 )
+from threadline.history import History
 from threadline.models import Event, EventActions, Session
 from threadline.server import paths as paths  # registers the convertor `id`
 from threadline.server.access import authorize, authorize_part, open_to_all
@@ -183,7 +186,7 @@ class _Api:
         except ThreadlineError:  # nothing is left of a call that was refused
             await self._service.delete_session(app_name=app, user_id=user, session_id=session.id)
             raise
-        return _session_to_json(session)
+        return _whole(session)
 
     async def create_with_id(self, request: Request) -> Any:
         """Create a session whose id is in the path; the body is its state."""
@@ -206,7 +209,7 @@ class _Api:
 
     async def get(self, request: Request) -> Any:
         """Return a session with all of its events."""
-        return _session_to_json(await self._load(request, write=False))
+        return _whole(await self._load(request, write=False))
 
     async def patch(self, request: Request) -> Any:
         """Set state, and the title with it, through an event by the user; return the session."""
@@ -230,7 +233,7 @@ class _Api:
                     display_name=title,
                 )
                 session.display_name = title
-        return _session_to_json(session)
+        return _whole(session)
 
     async def delete(self, request: Request) -> Any:
         """Delete a session; a missing one is no error."""
@@ -316,21 +319,48 @@ def _titled(session: Session) -> dict[str, Any]:
 
 
 def _session_to_json(session: Session) -> dict[str, Any]:
+    """Return a session without its events."""
     message = {
         "id": session.id,
         "appName": session.app_name,
         "userId": session.user_id,
         "state": _titled(session),
-        "events": [_event_to_json(event) for event in session.events],
         "lastUpdateTime": session.last_update_time,
+        "events": [],
     }
     redacted: dict[str, Any] = _redacted(message)
     return redacted
 
 
-def _event_to_json(event: Event) -> dict[str, Any]:
-    message = event.to_dict()
-    message.pop("seq", None)
+def _whole(session: Session) -> Response:
+    """Answer with a session and its events."""
+    head = wire.dumps(_session_to_json(session)).removesuffix(b"]}")
+    events = b",".join(_event_body(body) for _, body in History.of(session.events).rows())
+    return Response(head + events + b"]}", media_type="application/json")
+
+
+class _Peek(msgspec.Struct):
+    actions: msgspec.Raw = msgspec.Raw()
+
+
+_peek = msgspec.json.Decoder(_Peek)
+_MARKS = (
+    *(b"__adk_internal_", b"uthCredential", b"uth_credential", b"uthType", b"uth_type"),
+    *(b"NaN", b"Infinity"),
+)
+"""What an event has somewhere in it if something in it must not go out as it is stored."""
+
+
+def _event_body(stored: bytes) -> bytes:
+    """Return an event as ADK has it: mostly as it is stored, undecoded."""
+    if not any(mark in stored for mark in _MARKS):
+        with contextlib.suppress(msgspec.MsgspecError):  # such as a lone surrogate
+            has_actions = bytes(_peek.decode(stored).actions)
+            return stored if has_actions else b'{"actions":{},' + stored[1:]
+    return wire.dumps(_redacted(_event_to_json(decode(None, stored))))
+
+
+def _event_to_json(message: dict[str, Any]) -> dict[str, Any]:
     message.setdefault("actions", {})
     if custom := message.get("customMetadata"):
         message["customMetadata"] = {

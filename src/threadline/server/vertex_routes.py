@@ -14,19 +14,21 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from threadline import clock, state
+from threadline.canonical import decode
 from threadline.errors import (
     AlreadyExistsError,
     InvalidInputError,
     SessionNotFoundError,
     ThreadlineError,
 )
+from threadline.history import History
 from threadline.models import Event, GetSessionConfig, Session
 from threadline.server import paths as paths  # registers the convertor `id`
 from threadline.server.access import authorize, authorize_part
 from threadline.vertex import wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from starlette.requests import Request
 
@@ -239,12 +241,13 @@ class _Api:
                     yield bytes(piece)
                     piece.clear()
                 piece += b"," if count else b""
-                piece += wire.dumps(wire.event_to_json(event, name))
+                last, stored = event
+                piece += wire.dumps(wire.event_to_json(stored, name))
                 count += 1
-                last, event = event, await anext(events, None)
+                event = await anext(events, None)
             piece += b"]"
             if event is not None:
-                piece += b',"nextPageToken":' + wire.dumps(wire.encode_token([*asked, last.seq]))
+                piece += b',"nextPageToken":' + wire.dumps(wire.encode_token([*asked, last]))
             yield bytes(piece) + b"}"
 
         return StreamingResponse(body(), media_type="application/json")
@@ -257,18 +260,17 @@ class _Api:
         *,
         chunk: int,
         descending: bool,
-    ) -> AsyncIterator[Event]:
-        """Yield events behind a place, up to those that the session has now."""
+    ) -> AsyncIterator[tuple[int, wire.Json]]:
+        """Yield seq and JSON of events behind a place, up to those that the session has now."""
         ids = _ids(session)
         end = (session.revision or 0) + 1
         # Where a page ended, the next one begins without looking for a time again.
         if wanted.since is not None and (place is None or descending):
             config = GetSessionConfig(after_timestamp=wanted.since)
             found = await self._service.get_session(**ids, config=config)
-            events = [] if found is None else found.events
-            for event in reversed(events) if descending else events:
-                if (place is None or (event.seq or 0) < place) and wanted.passes(event):
-                    yield event
+            for seq, stored in _stored([] if found is None else found.events, descending):
+                if (place is None or seq < place) and wanted.passes(stored["timestamp"]):
+                    yield seq, stored
             return
         while True:
             page = await self._service.list_events(
@@ -278,10 +280,9 @@ class _Api:
                 limit=chunk,
                 reverse=descending,
             )
-            for event in reversed(page.events) if descending else page.events:
-                place = event.seq
-                if wanted.passes(event):
-                    yield event
+            for place, stored in _stored(page.events, descending):
+                if wanted.passes(stored["timestamp"]):
+                    yield place, stored
             if not page.has_more:
                 return
 
@@ -362,6 +363,13 @@ def _ids(session: Session) -> dict[str, Any]:
         "user_id": session.user_id,
         "session_id": session.id,
     }
+
+
+def _stored(events: Iterable[Event], descending: bool) -> Iterator[tuple[int, wire.Json]]:
+    """Yield the seq and the JSON of events, from either end."""
+    rows = list(History.of(events).rows())
+    for seq, body in reversed(rows) if descending else rows:
+        yield seq, decode(None, body)
 
 
 def _parent(request: Request, engine: str) -> str:

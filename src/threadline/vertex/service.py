@@ -811,13 +811,12 @@ _TYPED_ACTIONS = (
 
 def _message(row: NewEvent) -> wire.Json:
     """Return what appendEvent takes: no name, and typed fields that Google's schema has."""
-    event = decode(Event, row.body)
-    message = wire.event_to_json(event, "")
+    message = wire.event_to_json(decode(None, row.body), "")
     raw = message["rawEvent"]
     _check_struct(raw, "event", row.body)
     del message["name"]
-    message["author"] = event.author or _NONE
-    message["invocationId"] = event.invocation_id or _NONE
+    for name in ("author", "invocationId"):
+        message[name] = message[name] or _NONE
     for name, fields in (("eventMetadata", _TYPED_META), ("actions", _TYPED_ACTIONS)):
         given = message[name]
         message[name] = {field: given[field] for field in fields if field in given}

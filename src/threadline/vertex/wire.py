@@ -387,14 +387,12 @@ def _compaction(value: Any) -> Any:
     return value
 
 
-def event_to_json(event: Event, session_name: str) -> Json:
-    """Return a SessionEvent message with both forms of the event."""
-    raw = event.to_dict()
-    raw.pop("seq", None)
-    opaque = raw.pop(_OPAQUE, None)
+def event_to_json(raw: Json, session_name: str) -> Json:
+    """Return a SessionEvent message with both forms of an event, given as it is stored."""
+    opaque = raw.get(_OPAQUE)
     actions = raw.get("actions", {})
     # Clients index into these without asking whether they are there.
-    raw["actions"] = {**{name: {} for name in _MAPS}, **actions}
+    raw = {**raw, "actions": {**{name: {} for name in _MAPS}, **actions}}
     custom = dict(raw.get("customMetadata", {}))
     if "usageMetadata" in raw:
         custom[_USAGE] = raw["usageMetadata"]
@@ -407,10 +405,10 @@ def event_to_json(event: Event, session_name: str) -> Json:
     if "transferToAgent" in actions:
         typed["transferAgent"] = actions["transferToAgent"]
     message = {
-        "name": name_of(session_name, "events", event.id),
-        "author": event.author,
-        "invocationId": event.invocation_id,
-        "timestamp": format_timestamp(event.timestamp),
+        "name": name_of(session_name, "events", raw["id"]),
+        "author": raw.get("author", ""),
+        "invocationId": raw.get("invocationId", ""),
+        "timestamp": format_timestamp(raw["timestamp"]),
         "content": raw.get("content", {}),
         "actions": typed,
         "eventMetadata": meta,
@@ -544,9 +542,9 @@ class EventFilter(msgspec.Struct, frozen=True):
         starts = [time for operator_, time in self.bounds if operator_ in (">", ">=", "=")]
         return max(starts, default=None)
 
-    def passes(self, event: Event) -> bool:
-        """Whether an event is one of them."""
-        return all(_OPERATORS[one](event.timestamp, time) for one, time in self.bounds)
+    def passes(self, timestamp: float) -> bool:
+        """Whether an event of a time is one of them."""
+        return all(_OPERATORS[one](timestamp, time) for one, time in self.bounds)
 
 
 def parse_order(

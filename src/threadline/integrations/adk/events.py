@@ -79,7 +79,7 @@ def _as_far_as_possible(key: str, value: Any) -> Any:
 
 def rows_of(events: Sequence[Event]) -> Iterator[EventRow]:
     """Yield the seq and the body of a session's events, decoding none where that is possible."""
-    return (events if isinstance(events, History) else History(events)).rows()
+    return History.of(events).rows()
 
 
 def events_of(events: Sequence[Event]) -> list[AdkEvent]:
