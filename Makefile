@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # installations share one environment
-.PHONY: help demo test check lint types layers bench clean
+.PHONY: help demo test check lint types layers bench protos clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ layers: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench  ## Measure threadline and its peers in one run
 	$(BIN)/python -m benchmarks $(ARGS)
+
+protos: $(VENV)/.installed-dev  ## Compile the messages of gRPC
+	cd src/threadline/server/protos && $(abspath $(BIN))/python -m grpc_tools.protoc -I . \
+	  --include_imports --descriptor_set_out=sessions.binpb sessions.proto
 
 clean:  ## Remove the virtual environment
 	rm -rf $(VENV)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from threadline import StorageError
 from threadline.server import messages
@@ -49,6 +53,23 @@ def test_every_message_is_the_official_one() -> None:
     official = descriptor_pool.Default()
     for message in declared():
         assert facts(message) == facts(official.FindMessageTypeByName(message.full_name))
+
+
+def test_the_files_are_compiled(tmp_path: Path) -> None:
+    folder = messages._COMPILED.parent
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", "-I", folder, "--include_imports"),
+            *(f"--descriptor_set_out={tmp_path}/again", "sessions.proto"),
+        ],
+        check=True,
+    )
+
+    def own(data: bytes) -> dict[str, Any]:
+        files = FileDescriptorSet.FromString(data).file
+        return {one.name: one for one in files if not one.name.startswith("google/")}
+
+    assert own((tmp_path / "again").read_bytes()) == own(messages._COMPILED.read_bytes())
 
 
 def kind(name: str) -> Any:

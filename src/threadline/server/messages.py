@@ -1,44 +1,31 @@
 """The Vertex AI Sessions API as protobuf: messages made of the files in `protos`, and their JSON.
 
-The messages have a pool of their own: in the one that is everybody's they would clash with those
-of Google's client, should a process have both.
+`make protos` compiles the files, so users need no compiler. The messages have a pool of their own:
+in the one that is everybody's they would clash with those of Google's client, should a process
+have both.
 """
 
 from __future__ import annotations
 
-import re
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from threadline.errors import InvalidInputError, MissingExtraError, StorageError
 
 try:
-    from google.protobuf import (
-        any_pb2,
-        duration_pb2,
-        empty_pb2,
-        field_mask_pb2,
-        json_format,
-        struct_pb2,
-        timestamp_pb2,
-    )
+    from google.protobuf import json_format
     from google.protobuf import message as protobuf
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message_factory import GetMessageClass
 except ModuleNotFoundError as error:
     raise MissingExtraError("gRPC needs protobuf: pip install 'threadline[grpc]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from threadline.vertex.wire import Json
 
-_FILES = ("status.proto", "operations.proto", "sessions.proto")
 _SERVICES = ("google.cloud.aiplatform.v1beta1.SessionService", "google.longrunning.Operations")
-_PROTOS = Path(__file__).with_name("protos")
-_WELL_KNOWN = (any_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, timestamp_pb2)
+_COMPILED = Path(__file__).with_name("protos") / "sessions.binpb"
 
 
 def services() -> dict[str, dict[str, tuple[Any, Any]]]:
@@ -114,96 +101,12 @@ def _encode(kind: Any, given: Json) -> bytes:
 
 # -- the files --------------------------------------------------------------------------
 
-# As much of the language as the files have; they have no option and no block comment.
-_TOKEN = re.compile(r"//.*|(\"[^\"]*\"|[\w.]+|[^\s\w])")
-
 
 def _pool() -> DescriptorPool:
     pool = DescriptorPool()
-    for module in _WELL_KNOWN:
-        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    for name in _FILES:
-        file = _file(name, (_PROTOS / name).read_text(encoding="utf-8"))
+    for file in FileDescriptorSet.FromString(_COMPILED.read_bytes()).file:
         pool.AddSerializedFile(file.SerializeToString())
     return pool
-
-
-def _file(name: str, text: str) -> FileDescriptorProto:
-    file = FileDescriptorProto(name=name, syntax="proto3")
-    tokens = (found[1] for found in _TOKEN.finditer(text) if found[1])
-    for word in tokens:
-        if word == "package":
-            file.package = next(tokens)
-        elif word == "import":
-            file.dependency.append(next(tokens).strip('"'))
-        elif word == "service":
-            _service(tokens, file.service.add())
-        elif word == "message":
-            _message(tokens, file.message_type.add())
-    return file
-
-
-def _service(tokens: Iterator[str], service: Any) -> None:
-    service.name, _ = islice(tokens, 2)
-    while next(tokens) == "rpc":
-        name, _, given, _, _, _, returned, _, _ = islice(tokens, 9)
-        service.method.add(name=name, input_type=given, output_type=returned)
-
-
-def _message(tokens: Iterator[str], message: Any) -> None:
-    message.name, _ = islice(tokens, 2)
-    while (word := next(tokens)) != "}":
-        if word == "message":
-            _message(tokens, message.nested_type.add())
-        elif word == "enum":
-            _enum(tokens, message.enum_type.add())
-        elif word == "oneof":
-            name, _ = islice(tokens, 2)
-            message.oneof_decl.add(name=name)
-            while (word := next(tokens)) != "}":
-                _field(tokens, message, word).oneof_index = len(message.oneof_decl) - 1
-        elif word == "map":
-            _map(tokens, message)
-        elif word == "repeated":
-            _field(tokens, message, next(tokens)).label = FieldDescriptorProto.LABEL_REPEATED
-        elif word == "optional":
-            _field(tokens, message, next(tokens)).proto3_optional = True
-        else:
-            _field(tokens, message, word)
-    for field in message.field:  # to the compiler, each is alone in a oneof behind the others
-        if field.proto3_optional:
-            field.oneof_index = len(message.oneof_decl)
-            message.oneof_decl.add(name=f"_{field.name}")
-
-
-def _enum(tokens: Iterator[str], enum: Any) -> None:
-    enum.name, _ = islice(tokens, 2)
-    while (word := next(tokens)) != "}":
-        _, number, _ = islice(tokens, 3)
-        enum.value.add(name=word, number=int(number))
-
-
-def _field(tokens: Iterator[str], message: Any, kind: str) -> Any:
-    name, _, number, _ = islice(tokens, 4)
-    field = message.field.add(name=name, number=int(number))
-    field.label = FieldDescriptorProto.LABEL_OPTIONAL
-    try:
-        field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
-    except ValueError:
-        field.type_name = kind  # the pool finds out whether it is a message or an enum
-    return field
-
-
-def _map(tokens: Iterator[str], message: Any) -> None:
-    """Read a map, which is a list of entries to everybody but the one who writes the file."""
-    _, key, _, value, _ = islice(tokens, 5)
-    field = _field(tokens, message, "")
-    field.label = FieldDescriptorProto.LABEL_REPEATED
-    field.type_name = f"{field.name.title().replace('_', '')}Entry"
-    entry = message.nested_type.add(name=field.type_name)
-    entry.options.map_entry = True
-    _field(iter(("key", "=", "1", ";")), entry, key)
-    _field(iter(("value", "=", "2", ";")), entry, value)
 
 
 POOL = _pool()
