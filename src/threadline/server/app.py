@@ -19,7 +19,7 @@ from starlette.routing import Route
 import threadline
 from threadline import wire
 from threadline.errors import ThreadlineError, UnauthenticatedError
-from threadline.server import adk_routes, adk_ui, metrics, openapi, vertex_routes
+from threadline.server import adk_routes, adk_ui, metrics, openapi, page, vertex_routes
 from threadline.server.access import authorize, open_to_all
 from threadline.server.auth import Authentication, loopback_only
 from threadline.server.layers import BodyLimit, Compression, Observation
@@ -106,7 +106,7 @@ def create_app(
 def _own_routes(service: BaseSessionService, tails: Tails, numbers: metrics.Metrics) -> list[Route]:
     """Return the routes about the server itself."""
     told = openapi.document(threadline.__version__)
-    page = openapi.page(told)
+    shown = page.page(told)
 
     async def healthz(request: Request) -> Response:
         open_to_all(request)
@@ -130,7 +130,7 @@ def _own_routes(service: BaseSessionService, tails: Tails, numbers: metrics.Metr
     async def show_page(request: Request) -> Response:
         open_to_all(request)
         policy = "default-src 'none'; style-src 'unsafe-inline'"
-        return Response(page, headers={"content-security-policy": policy}, media_type="text/html")
+        return Response(shown, headers={"content-security-policy": policy}, media_type="text/html")
 
     return [
         Route("/healthz", healthz),
