@@ -503,7 +503,7 @@ class VertexAiSessionService(HandleSessionService):
 
     async def _send(self, key: SessionKey, row: NewEvent) -> None:
         """Append an event once: where an answer was lost, look before it is sent again."""
-        body = wire.dumps(_message(row))
+        body = msgspec.json.encode(_message(row))
         tries = Tries(self._client.retry_for_s)
         while True:
             try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import functools
 import json
 import math
 import operator
@@ -149,6 +150,7 @@ def location_of(project: str, location: str) -> str:
     return f"projects/{_segment(project)}/locations/{_segment(location)}"
 
 
+@functools.lru_cache(maxsize=4096)
 def _segment(id: str) -> str:
     # A segment of dots only is a direction to whoever makes a URL of it.
     return quote(id, safe="-._~@") if id.strip(".") else id.replace(".", "%2E")
