@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 HOME = Path(__file__).parent / "results" / "vertex"
 LIBRARIES = (
     *("threadline", "msgspec", "aiohttp", "google-auth"),
-    *("google-adk", "google-cloud-agentplatform", "google-genai", "httpx", "aiohttp"),
+    *("google-adk", "google-cloud-aiplatform", "google-genai", "httpx", "aiohttp"),
 )
 EVENTS = 1_000
 IMPORTS = 3
