@@ -253,6 +253,20 @@ def test_a_connection_that_the_server_closes_is_not_used(kind: str) -> None:
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+def test_a_call_whose_connection_broke_is_not_sent_again(method: str) -> None:
+    server = Server(OK, None, OK)
+
+    async def run() -> None:
+        async with server.running() as calls:
+            await calls.call("GET", "/")
+            with pytest.raises(StorageUnavailableError, match="is not known"):
+                await calls.call(method, "/")
+
+    asyncio.run(run())
+    assert len(server.heard) == 2
+
+
 def test_a_call_that_is_cancelled_leaves_no_answer_to_the_next() -> None:
     server = Server(b"", OK)
 

@@ -123,7 +123,7 @@ class Connections:
                 ) from error
             ended = [one for one in list(self._sessions) if one.is_closed()]
             _let_go({one: self._sessions.pop(one) for one in ended})
-            session = self._sessions[loop] = aiohttp.ClientSession(
+            session = aiohttp.ClientSession(
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
                 connector=aiohttp.TCPConnector(
@@ -135,6 +135,10 @@ class Connections:
                 # Found here once: with `trust_env` every call asks a thread for it.
                 proxy=_proxy(self._root),
             )
+            # What is sent again is for callers to decide. Not public, so it may go; then a GET, PUT
+            # or DELETE whose connection broke is sent once more.
+            session._retry_connection = False  # noqa: SLF001
+            self._sessions[loop] = session
         return session
 
     async def close(self) -> None:
