@@ -26,10 +26,11 @@ from servers_http import served
 from threadline import (
     InMemorySessionService,
     InvalidInputError,
+    NotSentError,
     StorageUnavailableError,
     connections,
 )
-from threadline.connections import Answer, Connections, NotSentError, tls
+from threadline.connections import Answer, Connections, tls
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 

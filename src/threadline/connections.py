@@ -11,7 +11,12 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
-from threadline.errors import InvalidInputError, MissingExtraError, StorageUnavailableError
+from threadline.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    NotSentError,
+    StorageUnavailableError,
+)
 from threadline.version import __version__
 
 if TYPE_CHECKING:
@@ -27,10 +32,6 @@ KEEP_IDLE_S = 30.0
 CONNECTIONS_MAX = 100
 """How many an event loop may have; further calls wait for one."""
 PIECE_BYTES = 2**16
-
-
-class NotSentError(StorageUnavailableError):
-    """No connection was made, so nothing was carried out."""
 
 
 class Answer(NamedTuple):

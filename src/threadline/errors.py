@@ -27,6 +27,7 @@ ThreadlineError
     ├── StorageBusyError              locked for longer than the timeout
     ├── QuotaExceededError            the server took no more requests for now
     ├── StorageUnavailableError       no server answered in time; the outcome is not known
+    │   └── NotSentError              no connection was made, so nothing was carried out
     ├── NewerSchemaError              written by a newer threadline
     ├── OutdatedSchemaError           migrations are due and were not to be run
     └── EngineClosedError             used after `close()`, or memory across a fork
@@ -185,6 +186,10 @@ class StorageUnavailableError(StorageError):
 
     An append is safe to try again: the same event is stored once.
     """
+
+
+class NotSentError(StorageUnavailableError):
+    """No connection to the server was made: nothing was carried out, and any call may be repeated."""
 
 
 class NewerSchemaError(StorageError):

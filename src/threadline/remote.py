@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from threadline import clock, codec, wire
 from threadline.canonical import decode, encode
-from threadline.connections import Connections, NotSentError
+from threadline.connections import Connections
 from threadline.engines.base import (
     Appended,
     ErasedUser,
@@ -20,7 +20,7 @@ from threadline.engines.base import (
     session_key,
     user_scope,
 )
-from threadline.errors import SessionNotFoundError, StorageUnavailableError
+from threadline.errors import NotSentError, SessionNotFoundError, StorageUnavailableError
 from threadline.history import History
 from threadline.models import ListEventsResponse, ListSessionsResponse
 from threadline.patch import MISSING

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from threadline.connections import Answer, Connections, NotSentError
+from threadline.connections import Answer, Connections
 from threadline.errors import (
     AlreadyExistsError,
     EventConflictError,
     InvalidInputError,
     MissingExtraError,
+    NotSentError,
     PermissionDeniedError,
     QuotaExceededError,
     RequestTooLargeError,
