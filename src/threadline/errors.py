@@ -189,7 +189,7 @@ class StorageUnavailableError(StorageError):
 
 
 class NotSentError(StorageUnavailableError):
-    """No connection to the server was made: nothing was carried out, and any call may be repeated."""
+    """No connection to the server was made, so nothing was carried out; repeat any call safely."""
 
 
 class NewerSchemaError(StorageError):
