@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -60,18 +61,21 @@ class Script(BaseLlm):
 
 
 class LiveScript(BaseLlmConnection):
-    """A live model that answers once."""
+    """A live model that answers once, to what it was told."""
 
     def __init__(self, answers: list[LlmResponse]) -> None:
         self.answers = answers
+        self.was_told = asyncio.Event()
 
     async def send_history(self, history: list[types.Content]) -> None: ...
 
-    async def send_content(self, content: types.Content) -> None: ...
+    async def send_content(self, content: types.Content) -> None:
+        self.was_told.set()
 
     async def send_realtime(self, blob: Any) -> None: ...
 
     async def receive(self) -> AsyncGenerator[LlmResponse, None]:
+        await self.was_told.wait()
         for answer in self.answers:
             yield answer.model_copy(deep=True)
 
