@@ -39,7 +39,7 @@ def test_the_machine_finds_no_difference_over_sqlite(tmp_path: Path) -> None:
                 stack.enter_context(served(DatabaseSessionService(database)))
             )
 
-        assert run_machine(make, examples=5, steps_each=30) > 50
+        assert run_machine(make, examples=10, steps_each=30) > 50
 
 
 def test_an_erasure_whose_answer_was_lost_is_sent_again_and_a_change_is_not() -> None:

@@ -192,7 +192,7 @@ def test_the_machine_finds_no_difference(engine: str) -> None:
                 where = server().url(stack.enter_context(database()))
             return RemoteSessionService(stack.enter_context(served(DatabaseSessionService(where))))
 
-        assert run_machine(make, examples=5, steps_each=40) > 50
+        assert run_machine(make, examples=10, steps_each=40) > 50
 
 
 # -- made-up requests ---------------------------------------------------------------------

@@ -90,7 +90,7 @@ class TestEngineWithReplica(EngineSuite):
 
 def test_hostile_calls_agree_with_the_reference(pair: Pair) -> None:
     # One that is opened again knows no longer what it wrote.
-    steps = run_machine(lambda: pair.service(clock.new_id()), examples=3, reopens=False)
+    steps = run_machine(lambda: pair.service(clock.new_id()), examples=8, reopens=False)
     assert steps > 50
 
 
