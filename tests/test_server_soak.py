@@ -141,6 +141,12 @@ def survive_kills(where: str, kills: int) -> None:
     for reader in readers:
         assert reader.seqs == list(range(1, len(stored) + 1))
         assert reader.connections > 1
+    print(
+        f"\n  [measured] kill -9 of one of two servers: {kills} kills, {len(stored)} events "
+        f"acknowledged, each stored once; {len(readers)} tails on "
+        f"{sum(reader.connections for reader in readers)} connections, no gap and no repeat.",
+        end="",
+    )
 
 
 def test_a_kill_of_one_of_two_servers_loses_and_repeats_nothing(tmp_path: Path) -> None:
