@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -106,10 +107,13 @@ def requests() -> Iterator[tuple[str, str, str | None]]:
 
 
 @pytest.mark.parametrize(
-    "engine",
-    ["sqlite", *(pytest.param(one, marks=pytest.mark.soak) for one in ("postgres", "mysql"))],
+    ("engine", "step"),
+    [
+        ("sqlite", 5),  # every fifth of them with every run, and all with the long ones
+        *(pytest.param(one, 1, marks=pytest.mark.soak) for one in ("sqlite", "postgres", "mysql")),
+    ],
 )
-def test_no_value_in_any_field_is_a_failure(engine: str, tmp_path: Path) -> None:
+def test_no_value_in_any_field_is_a_failure(engine: str, step: int, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         if engine == "sqlite":
             where = f"sqlite:///{tmp_path}/s.db"
@@ -122,7 +126,7 @@ def test_no_value_in_any_field_is_a_failure(engine: str, tmp_path: Path) -> None
         http.headers["content-type"] = "application/json"
         for id in ("s", "t"):  # t expires in the course of it
             assert http.post(f"{VERTEX}?sessionId={id}", content=b'{"userId":"u"}').is_success
-        for method, path, body in requests():
+        for method, path, body in islice(requests(), 0, None, step):
             answer = http.request(method, path, content=body)
             told = (method, path[:200], (body or "")[:200], answer.status_code, answer.text[:300])
             assert answer.status_code < 500 or answer.status_code == 501, told

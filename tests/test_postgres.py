@@ -33,7 +33,11 @@ from threadline.testing.service_suite import IDS, say
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=["found", "wheel"])
+@pytest.fixture(
+    scope="module",
+    # One release with every run; the newer one, which a wheel brings, with the long ones.
+    params=["found", pytest.param("wheel", marks=pytest.mark.soak)],
+)
 def database(request):
     """Return the URL of a new database on each of the servers."""
     with servers.new_database(servers.postgres(request.param)) as url:

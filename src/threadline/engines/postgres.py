@@ -110,7 +110,7 @@ class PostgresEngine:
             )
             for scope in ("app_key", "owner")
             for order, indexed, place in (
-                ("updated", "updated_slot", "floor($2::double precision / 32)"),
+                ("updated", "updated_slot", "floor(floor($2::double precision) / 32)"),
                 ("created", "created", "$2"),
             )
             for descending, beyond, direction in ((False, ">", "ASC"), (True, "<", "DESC"))

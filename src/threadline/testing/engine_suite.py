@@ -323,6 +323,22 @@ class EngineSuite:
                 assert again.state == NO_STATE
             await engine.erase(user)
 
+    async def test_any_finite_time_is_kept_and_listed(self, engine: Engine) -> None:
+        await prepared(engine)
+        times = [-1.7976931348623157e308, -5e-324, 5e-324, 0.1, 1.7976931348623157e308]
+        for n, time in enumerate(times):
+            key = session_key("app", "user", str(n))
+            created = await engine.create(NewSession(key=key, created=0.0), NO_STATE, now=0)
+            handle = Handle(key=key, revision=0, incarnation=created.session.incarnation)
+            new = msgspec.structs.replace(event(), timestamp=time)
+            await engine.append(handle, [new], rebase=False, now=0)
+        query = SessionQuery(app_key=KEY.app_key, owner=KEY.owner)
+        listed = await engine.sessions(query, now=0)
+        assert [row.updated for row, _ in listed] == times
+        place = Position(-5e-324, "user", "1")
+        after = await engine.sessions(msgspec.structs.replace(query, after=place), now=0)
+        assert [row.updated for row, _ in after] == times[2:]
+
     async def test_sessions_begin_after_a_position(self, engine: Engine) -> None:
         await prepared(engine)
         for time, user, id in ((1.0, "b", "x"), (1.0, "a", "y"), (1.0, "a", "x"), (2.0, "a", "z")):

@@ -10,7 +10,8 @@ CREATE TABLE {schema}.threadline_migration (
 -- NUL), and bytes compare the same under every collation. Other tables hold keys made of them.
 -- Lists are ordered by `updated`, but the index has it in slots of 32 seconds: an append that
 -- stays in its session's slot changes no column of an index, so no index is written and the row's
--- old version is cleared away by the next one (a HOT update).
+-- old version is cleared away by the next one (a HOT update). The inner floor() is for times next
+-- to zero, which a division alone would refuse.
 CREATE TABLE {schema}.threadline_session (
     owner        bytea            NOT NULL,
     session      bytea            NOT NULL,
@@ -18,7 +19,7 @@ CREATE TABLE {schema}.threadline_session (
     incarnation  bigint           NOT NULL,
     revision     bigint           NOT NULL DEFAULT 0,
     updated      double precision NOT NULL,
-    updated_slot double precision NOT NULL GENERATED ALWAYS AS (floor(updated / 32)) STORED,
+    updated_slot double precision NOT NULL GENERATED ALWAYS AS (floor(floor(updated) / 32)) STORED,
     created      double precision NOT NULL,
     expires      double precision,
     app          bytea            NOT NULL,
