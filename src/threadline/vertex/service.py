@@ -49,6 +49,7 @@ from threadline.store import (
     check_seq,
     encoded_labels,
     expiry,
+    session_change,
     turn_of,
 )
 from threadline.vertex import wire
@@ -344,19 +345,16 @@ class VertexAiSessionService(HandleSessionService):
     ) -> Session:
         """Change a session's title, labels or expiry; return a handle of it without events."""
         key = session_key(app_name, user_id, session_id)
-        if ttl is not None and expire_time is not UNSET:
-            raise InvalidInputError("Give ttl or expire_time, not both.")
+        change = session_change(clock.now(), display_name, labels, ttl, expire_time)
         body: dict[str, Any] = {}
         if display_name is not UNSET:
             body["displayName"] = display_name
         if labels is not UNSET:
-            encoded_labels(labels)
             body["labels"] = labels
         if ttl is not None:
-            expiry(clock.now(), ttl, None)
             body["ttl"] = _duration(ttl)
-        if expire_time is not UNSET:
-            expires = expiry(clock.now(), None, expire_time)
+        elif change.expires is not UNSET:
+            expires = change.expires
             body["expireTime"] = None if expires is None else wire.format_timestamp(expires)
         found = await self._described(key)
         if found is None:
